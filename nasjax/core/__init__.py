@@ -1,0 +1,1 @@
+"""The idea: spaces, axis names, superposition, extraction, costs. Pure functions of trees."""

@@ -1,0 +1,198 @@
+"""Architectures: plain mappings from choices to values, and what can be done with them.
+
+An architecture is JSON-able: ``{"embed_dim": 192, "depth": 2, "num_heads": [3, 4]}``. A choice
+made per layer holds a list with one value for each layer that exists, no more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasjax.core.errors import ArchitectureError, did_you_mean
+from nasjax.core.space import Choice, Option, SearchSpace
+
+Arch = Mapping[str, Any]
+
+
+def depth(space: SearchSpace, stack: str, arch: Arch) -> int:
+    """The number of layers of ``stack`` that exist in ``arch``."""
+    return space.length(stack, arch)
+
+
+def axis_length(space: SearchSpace, axis: str, arch: Arch, layer: int | None = None) -> int:
+    """Length of ``axis`` in ``arch``; in layer ``layer`` where it is chosen per layer."""
+    values = {
+        name: arch[name] if space.choice(name).per is None else arch[name][layer]
+        for name in space.depends(axis)
+    }
+    return space.length(axis, values, layer)
+
+
+def validate(space: SearchSpace, arch: Arch) -> dict[str, Any]:
+    """Return ``arch`` in canonical form: every value the space's own object, lists for layers.
+
+    Raises:
+      ArchitectureError: naming the field, the value, the legal values and the nearest of them.
+    """
+    if not isinstance(arch, Mapping):
+        raise ArchitectureError(
+            f"an architecture is a mapping from choices to values, not {type(arch).__name__}."
+        )
+    for name in arch:
+        if name not in space.by_name:
+            raise ArchitectureError(
+                f"{name!r} is no choice of space {space.name!r}; "
+                f"{did_you_mean(name, space.by_name)}"
+            )
+    for name in space.by_name:
+        if name not in arch:
+            raise ArchitectureError(
+                f"the architecture lacks {name!r}; one of {_options(space.by_name[name])} of "
+                f"space {space.name!r} was expected."
+            )
+    legal: dict[str, Any] = {
+        c.name: _legal(space, c, arch[c.name], c.name) for c in space.choices if c.per is None
+    }
+    for choice in space.choices:
+        if choice.per is None:
+            continue
+        values, layers = arch[choice.name], depth(space, choice.per, legal)
+        if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != layers:
+            raise ArchitectureError(
+                f"{choice.name!r} = {values!r} must be a list of {layers} values, one for each "
+                f"layer of {choice.per!r}."
+            )
+        legal[choice.name] = [
+            _legal(space, choice, v, f"{choice.name}[{i}]") for i, v in enumerate(values)
+        ]
+    return {c.name: legal[c.name] for c in space.choices}
+
+
+def _options(choice: Choice) -> str:
+    return "{" + ", ".join(map(repr, choice.options)) + "}"
+
+
+def _legal(space: SearchSpace, choice: Choice, value: Any, field: str) -> Option:
+    value = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    for option in choice.options:
+        if not isinstance(value, bool) and option == value:
+            return option
+    numeric = all(isinstance(o, int | float) for o in choice.options)
+    nearest = ""
+    if numeric and isinstance(value, int | float) and not isinstance(value, bool):
+        near = min(choice.options, key=lambda o: abs(o - value))  # type: ignore[operator]
+        nearest = f"; the nearest is {near!r}"
+    raise ArchitectureError(
+        f"{field} = {value!r} is not an option of space {space.name!r}; "
+        f"legal values are {_options(choice)}{nearest}."
+    )
+
+
+def _build(space: SearchSpace, pick: Any) -> dict[str, Any]:
+    """An architecture from ``pick(choice, layer) -> value``, per-network choices first."""
+    arch: dict[str, Any] = {c.name: pick(c, None) for c in space.choices if c.per is None}
+    for c in space.choices:
+        if c.per is not None:
+            arch[c.name] = [pick(c, layer) for layer in range(depth(space, c.per, arch))]
+    return {c.name: arch[c.name] for c in space.choices}
+
+
+def _ordered(choice: Choice) -> tuple[Option, ...]:
+    numeric = all(isinstance(o, int | float) for o in choice.options)
+    return tuple(sorted(choice.options)) if numeric else choice.options  # type: ignore[type-var]
+
+
+def smallest(space: SearchSpace) -> dict[str, Any]:
+    """The architecture with every choice at its least value (the first one, if not a number)."""
+    return _build(space, lambda c, layer: _ordered(c)[0])
+
+
+def largest(space: SearchSpace) -> dict[str, Any]:
+    """The architecture with every choice at its greatest value (the last one, if no number)."""
+    return _build(space, lambda c, layer: _ordered(c)[-1])
+
+
+def _generator(key: jax.Array) -> np.random.Generator:
+    # Host-side decisions must cost no device dispatch each, yet follow from a JAX key.
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+
+
+def sample(space: SearchSpace, key: jax.Array) -> dict[str, Any]:
+    """A random architecture, uniform and independent in each choice (AutoFormer, SPOS)."""
+    rng = _generator(key)
+    return _build(space, lambda c, layer: c.options[rng.integers(len(c.options))])
+
+
+def mutate(
+    space: SearchSpace, key: jax.Array, arch: Arch, probability: float = 0.2
+) -> dict[str, Any]:
+    """Draw each value of ``arch`` anew with ``probability``; added layers are drawn at random."""
+    rng = _generator(key)
+
+    def pick(choice: Choice, layer: int | None) -> Option:
+        drawn = choice.options[rng.integers(len(choice.options))]
+        if layer is not None and layer >= len(arch[choice.name]):
+            return drawn
+        old = arch[choice.name] if layer is None else arch[choice.name][layer]
+        return drawn if rng.random() < probability else old
+
+    return _build(space, pick)
+
+
+def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> dict[str, Any]:
+    """Take each value from one of two parents at random (from the deeper one where only it can)."""
+    rng = _generator(key)
+
+    def pick(choice: Choice, layer: int | None) -> Option:
+        parents = [first, second] if rng.integers(2) else [second, first]
+        if layer is None:
+            return parents[0][choice.name]
+        values = next(p[choice.name] for p in parents if layer < len(p[choice.name]))
+        return values[layer]
+
+    return _build(space, pick)
+
+
+@functools.lru_cache(maxsize=None)
+def genes(space: SearchSpace) -> tuple[tuple[str, int | None], ...]:
+    """The ``(choice, layer)`` that each entry of an encoded architecture stands for."""
+    return tuple(_genes(space))
+
+
+def _genes(space: SearchSpace) -> Iterator[tuple[str, int | None]]:
+    for choice in space.choices:
+        if choice.per is None:
+            yield choice.name, None
+        else:
+            for layer in range(space.axis_size(choice.per)):
+                yield choice.name, layer
+
+
+def encode(space: SearchSpace, arch: Arch) -> np.ndarray:
+    """Option indices of ``arch`` as an int32 vector of the same length for every architecture.
+
+    Layers that do not exist hold -1, so that equal architectures have equal vectors and
+    different ones different vectors.
+    """
+    arch = validate(space, arch)
+    vector = []
+    for name, layer in genes(space):
+        value = arch[name]
+        if layer is not None:
+            if layer >= len(value):
+                vector.append(-1)
+                continue
+            value = value[layer]
+        vector.append(space.choice(name).options.index(value))
+    return np.asarray(vector, np.int32)
+
+
+def decode(space: SearchSpace, vector: np.ndarray) -> dict[str, Any]:
+    """The architecture of a vector made by :func:`encode`."""
+    index = dict(zip(genes(space), np.asarray(vector).tolist(), strict=True))
+    return validate(space, _build(space, lambda c, layer: c.options[index[c.name, layer]]))

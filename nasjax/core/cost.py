@@ -1,0 +1,87 @@
+"""Costs: exact for an architecture, expected and differentiable under a mixture.
+
+Any cost of a network that is a sum of products of axis lengths is a list of :class:`Term`.
+Parameters are the plainest: a term for each array. Multiply-adds are terms too, one for each
+matrix product, so both are counted, and expected, by the same two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nasjax.core import architecture
+from nasjax.core.architecture import Arch
+from nasjax.core.expect import components, expectation
+from nasjax.core.mixture import Mixture
+from nasjax.core.names import Leaf, Tree, leaves
+from nasjax.core.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Term:
+    """``times`` the product of the lengths of ``axes``, in every layer of ``stack`` that exists.
+
+    Attributes:
+      times: a constant factor.
+      axes: names of axes of the space; an axis that occurs twice is squared.
+      stack: the stack in each of whose layers the cost arises; None for once in the network.
+      layer: a single layer of the stack, where not all.
+    """
+
+    times: float
+    axes: tuple[str, ...] = ()
+    stack: str | None = None
+    layer: int | None = None
+
+
+def parameter_terms(space: SearchSpace, names: Tree, variables: Tree) -> list[Term]:
+    """The number of parameters as terms, one for each array (shapes suffice)."""
+    terms = []
+    for leaf in leaves(space, names, variables):
+        times = 1
+        for axis, size in zip(leaf.axes, leaf.shape[leaf.scanned :], strict=True):
+            times *= 1 if axis is not None else size
+        terms.append(Term(times, tuple(filter(None, leaf.axes)), leaf.stack, leaf.layer))
+    return terms
+
+
+def exact(space: SearchSpace, terms: Iterable[Term], arch: Arch) -> int | float:
+    """The cost of ``arch``, an integer where it is a whole number.
+
+    It follows from the lengths alone, so ``arch`` may hold values that are no options of the
+    space; published architectures do.
+    """
+    total: int | float = 0
+    for term in terms:
+        layers: Sequence[int | None] = (None,)
+        if term.stack is not None:
+            deep = architecture.depth(space, term.stack, arch)
+            layers = range(deep) if term.layer is None else [term.layer] * (term.layer < deep)
+        for layer in layers:
+            product = term.times
+            for axis in term.axes:
+                product *= architecture.axis_length(space, axis, arch, layer)
+            total += product
+    return int(total) if float(total).is_integer() else total
+
+
+def expected(space: SearchSpace, terms: Iterable[Term], mixture: Mixture) -> jax.Array:
+    """The mean cost over architectures drawn from ``mixture``, a differentiable scalar."""
+    total = jnp.zeros((), jnp.float32)
+    for term in terms:
+        leaf = Leaf((), (), (), term.stack, term.layer)
+        stack = (term.stack,) if term.stack is not None else ()
+        product: jax.Array | float = term.times
+        for group in components(space, (*stack, *term.axes)):
+            lengths = tuple(a for a in group if a != term.stack)
+            exists = term.stack in group
+            value, has_layers = expectation(
+                space, mixture, leaf, measured=lengths, exists=exists
+            )
+            product = product * value
+        total = total + jnp.sum(product)
+    return total

@@ -1,0 +1,83 @@
+"""Mixtures: for each choice, a point on the simplex over its options (a row per layer).
+
+A mixture is a tree ``{choice: (options,)}`` or, for a choice made per layer,
+``{choice: (layers, options)}`` with a row for every layer of the deepest network. Architecture
+parameters (alphas) have the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nasjax.core import architecture
+from nasjax.core.architecture import Arch
+from nasjax.core.space import SearchSpace
+
+Mixture = Mapping[str, jax.Array]
+Alphas = Mapping[str, jax.Array]
+
+
+def shapes(space: SearchSpace) -> dict[str, tuple[int, ...]]:
+    """The shape of each choice's mixture: ``(options,)`` or ``(layers, options)``."""
+    return {
+        c.name: (len(c.options),)
+        if c.per is None
+        else (space.axis_size(c.per), len(c.options))
+        for c in space.choices
+    }
+
+
+def uniform(space: SearchSpace) -> dict[str, jax.Array]:
+    """The mixture that gives every option of a choice the same weight."""
+    return {n: jnp.full(s, 1.0 / s[-1], jnp.float32) for n, s in shapes(space).items()}
+
+
+def one_hot(space: SearchSpace, arch: Arch) -> dict[str, jax.Array]:
+    """The mixture that is ``arch`` and nothing else.
+
+    Rows of layers that do not exist take the first option; nothing depends on them.
+
+    Raises:
+      ArchitectureError: if ``arch`` does not lie in ``space``.
+    """
+    vector = architecture.encode(space, arch)
+    return one_hot_vector(space, np.maximum(vector, 0))
+
+
+def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
+    """The mixture of an encoded architecture; ``vector`` (genes,) may be traced or batched."""
+    index = {gene: i for i, gene in enumerate(architecture.genes(space))}
+    mixture = {}
+    for name, shape in shapes(space).items():
+        rows = [index[name, None]] if len(shape) == 1 else [
+            index[name, layer] for layer in range(shape[0])
+        ]
+        chosen = jnp.asarray(vector)[jnp.asarray(rows)]
+        hot = jax.nn.one_hot(chosen, shape[-1], dtype=jnp.float32)
+        mixture[name] = hot[0] if len(shape) == 1 else hot
+    return mixture
+
+
+def argmax(space: SearchSpace, mixture: Mixture) -> dict[str, Any]:
+    """The architecture whose every value carries the greatest weight of its choice."""
+    best = {name: np.argmax(np.asarray(jax.device_get(p)), -1) for name, p in mixture.items()}
+    vector = [best[name] if layer is None else best[name][layer]
+              for name, layer in architecture.genes(space)]
+    return architecture.decode(space, np.asarray(vector))
+
+
+def entropy(mixture: Mixture) -> jax.Array:
+    """Mean entropy of all rows, each in units of its greatest possible value: 1 is uniform."""
+    rows = []
+    for weights in mixture.values():
+        options = weights.shape[-1]
+        if options > 1:
+            weights = jnp.clip(weights, 1e-12, 1.0)
+            row = -jnp.sum(weights * jnp.log(weights), -1) / np.log(options)
+            rows.append(jnp.ravel(row))
+    return jnp.mean(jnp.concatenate(rows)) if rows else jnp.zeros(())

@@ -1,0 +1,213 @@
+"""Search spaces: choices, and the axis lengths that follow from them.
+
+A :class:`SearchSpace` is two tables. ``choices`` says what may be chosen; ``axes`` says how long
+each named axis of the network's parameters is once it has been chosen. It knows nothing of
+modules, arrays or training: superposition, extraction and counting are functions of these two
+tables and of the axis names on the parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from nasjax.core.errors import SpaceError, did_you_mean
+
+Option = int | float | str
+Length = int | str | Callable[..., int]
+Slots = Callable[[int, int], np.ndarray]
+
+LAYER = "layer"  # the argument by which a length function asks for the index in its stack
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision of a search space.
+
+    Attributes:
+      name: what is decided, e.g. ``"embed_dim"``.
+      options: the values it may take, in any order.
+      per: the stack of layers in each of which it is decided anew, e.g. ``"blocks"``; None when
+        it is decided once for the whole network.
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    per: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(self.options))
+        if not self.options:
+            raise SpaceError(f"choice {self.name!r} has no options; give it at least one.")
+        if len(set(self.options)) != len(self.options):
+            raise SpaceError(
+                f"choice {self.name!r} lists an option twice: {self.options}; list each once."
+            )
+
+
+def prefix(length: int, size: int) -> np.ndarray:
+    """The first ``length`` of ``size`` positions: the way widths are entangled."""
+    del size
+    return np.arange(length)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named axis of parameters, and which of its positions an option occupies.
+
+    Attributes:
+      length: its length as a number, as the name of a choice whose value it is, or as a function
+        whose arguments are named after choices (``lambda embed_dim, mlp_ratio: ...``). The
+        argument ``layer`` receives the index of the layer in its stack.
+      take: ``(length, size) -> positions`` that an option reads from the stored parameter.
+      put: the positions where the maximal network expects what was read; the same positions
+        unless the two layouts differ.
+    """
+
+    length: Length
+    take: Slots = prefix
+    put: Slots | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """An immutable search space over networks whose parameters have named axes.
+
+    A *stack* is an axis along which layers are repeated: the parameters of its layers either carry
+    it as their leading axis (layers scanned) or live in modules ``NAME_0, NAME_1, ...``. Its
+    length is the depth. Axes that a choice names in ``per`` are stacks.
+
+    Attributes:
+      name: what the space is called in files and messages.
+      choices: what may be chosen.
+      axes: the length of each named axis, as an :class:`Axis` or as its ``length`` alone.
+      stacks: further stacks, in whose layers nothing is chosen but whose depth is.
+
+    Example:
+      >>> space = SearchSpace(
+      ...     "mlp",
+      ...     choices=(Choice("width", (16, 32)), Choice("ratio", (2, 4), per="blocks")),
+      ...     axes={"embed": "width", "blocks": 3,
+      ...           "mlp": lambda width, ratio: int(width * ratio)})
+      >>> space.size, space.axis_size("mlp")
+      (16, 128)
+
+    Raises:
+      SpaceError: if choices or axes contradict one another.
+    """
+
+    name: str
+    choices: tuple[Choice, ...]
+    axes: Mapping[str, Axis | Length]
+    stacks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", tuple(self.choices))
+        axes = {n: a if isinstance(a, Axis) else Axis(a) for n, a in self.axes.items()}
+        object.__setattr__(self, "axes", MappingProxyType(axes))
+        per = (choice.per for choice in self.choices if choice.per is not None)
+        object.__setattr__(self, "stacks", tuple(dict.fromkeys((*self.stacks, *per))))
+        names = [choice.name for choice in self.choices]
+        if len(set(names)) != len(names):
+            raise SpaceError(f"space {self.name!r} defines a choice twice: {names}.")
+        for stack in self.stacks:
+            if stack not in axes:
+                raise SpaceError(
+                    f"choices are made per {stack!r}, which is no axis of space {self.name!r}; "
+                    f"give its length (the number of layers). {did_you_mean(stack, axes)}"
+                )
+        for axis in axes:
+            for dependency in self.depends(axis):
+                if dependency not in names:
+                    raise SpaceError(
+                        f"the length of axis {axis!r} depends on {dependency!r}, which is no "
+                        f"choice of space {self.name!r}; {did_you_mean(dependency, names)}"
+                    )
+        for stack in self.stacks:
+            if any(self.choice(c).per for c in self.depends(stack)) or self.uses_layer(stack):
+                raise SpaceError(
+                    f"the depth of stack {stack!r} depends on a choice made per layer; "
+                    "make it a choice of the whole network."
+                )
+
+    @functools.cached_property
+    def by_name(self) -> Mapping[str, Choice]:
+        """The choices by their names."""
+        return MappingProxyType({choice.name: choice for choice in self.choices})
+
+    def choice(self, name: str) -> Choice:
+        """The choice called ``name``; raises :class:`SpaceError` where there is none."""
+        if name not in self.by_name:
+            raise SpaceError(
+                f"{name!r} is no choice of space {self.name!r}; {did_you_mean(name, self.by_name)}"
+            )
+        return self.by_name[name]
+
+    def depends(self, axis: str) -> tuple[str, ...]:
+        """Names of the choices that the length of ``axis`` depends on."""
+        return tuple(n for n in _arguments(self.axes[axis].length) if n != LAYER)
+
+    def uses_layer(self, axis: str) -> bool:
+        """Whether the length of ``axis`` is a function of the layer's index too."""
+        return LAYER in _arguments(self.axes[axis].length)
+
+    def length(self, axis: str, values: Mapping[str, Option], layer: int | None = None) -> int:
+        """Length of ``axis`` for given values of the choices it depends on."""
+        length = self.axes[axis].length
+        if isinstance(length, int):
+            return length
+        if isinstance(length, str):
+            return int(values[length])
+        given = {n: values[n] for n in self.depends(axis)}
+        if self.uses_layer(axis):
+            given[LAYER] = layer
+        return int(length(**given))
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019 - spaces are few and live as long as the run
+    def axis_size(self, axis: str) -> int:
+        """The largest length of ``axis`` over all options: its size in the super-network."""
+        return max(length for _, length in self.lengths(axis, 0))
+
+    def lengths(
+        self, axis: str, layer: int | None = None
+    ) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Yield ``(indices of the options, length)`` over the joint options of ``axis``."""
+        names = self.depends(axis)
+        options = [self.choice(n).options for n in names]
+        for index in itertools.product(*(range(len(o)) for o in options)):
+            values = {n: o[i] for n, o, i in zip(names, options, index, strict=True)}
+            yield index, self.length(axis, values, layer)
+
+    @property
+    def size(self) -> int:
+        """The exact number of architectures; layers beyond the depth do not count."""
+        depth_choices = sorted({c for stack in self.stacks for c in self.depends(stack)})
+        free = [c for c in self.choices if c.per is None and c.name not in depth_choices]
+        total = math.prod(len(c.options) for c in free)
+        per_layer = {
+            stack: math.prod(len(c.options) for c in self.choices if c.per == stack)
+            for stack in self.stacks
+        }
+        joint = itertools.product(*(self.choice(c).options for c in depth_choices))
+        return total * sum(
+            math.prod(
+                n ** self.length(stack, dict(zip(depth_choices, values, strict=True)))
+                for stack, n in per_layer.items()
+            )
+            for values in joint
+        )
+
+
+def _arguments(length: Length) -> tuple[str, ...]:
+    if isinstance(length, int):
+        return ()
+    if isinstance(length, str):
+        return (length,)
+    return tuple(inspect.signature(length).parameters)

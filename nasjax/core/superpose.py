@@ -1,0 +1,196 @@
+"""Superposition and extraction: the two ways to read a sub-network out of maximal parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from nasjax.core import architecture
+from nasjax.core.architecture import Arch
+from nasjax.core.errors import SpaceError
+from nasjax.core.expect import components, expectation
+from nasjax.core.mixture import Mixture
+from nasjax.core.names import Leaf, Tree, leaves
+from nasjax.core.space import SearchSpace
+
+ACTIVE = "active"
+
+
+def superpose(
+    space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
+) -> dict[str, Any]:
+    """Multiply every maximal array by the expected mask of its axes.
+
+    ``module.apply(superpose(space, names, variables, mixture), x)`` is the super-network under
+    ``mixture``; with a one-hot mixture it is the sampled sub-network, at maximal shapes.
+
+    Args:
+      space: the search space.
+      names: axis names of ``variables``.
+      variables: maximal arrays, e.g. ``{"params": ...}``.
+      mixture: weights of the options, see :mod:`nasjax.core.mixture`.
+
+    Returns:
+      ``variables`` of the same shapes, and a collection ``"active"`` beside them, which tells
+      each normalisation layer how much of each channel is there: the expected mask, at the path
+      of its parameter ``scale``.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    plan = list(leaves(space, names, variables))
+    weighed = _weigh_all(space, plan, flat, mixture)
+    active = {
+        (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), mixture)
+        for leaf in plan
+        if leaf.path[0] == "params" and leaf.path[-1] == "scale" and any(leaf.axes)
+    }
+    return traverse_util.unflatten_dict({**weighed, **active})
+
+
+def _weigh_all(
+    space: SearchSpace, plan: list[Leaf], flat: Mapping[Any, jax.Array], mixture: Mixture
+) -> dict[Any, jax.Array]:
+    # Masks cost less to make again in the backward pass than to keep: they are as large as the
+    # parameters, and a search step should need no more memory than the plain network's.
+    @jax.checkpoint
+    def weigh(arrays: Mapping[Any, jax.Array], mixture: Mixture) -> dict[Any, jax.Array]:
+        return {leaf.path: _weigh(space, leaf, arrays[leaf.path], mixture) for leaf in plan}
+
+    return weigh(dict(flat), dict(mixture))
+
+
+def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
+    moved = [a for a in leaf.axes if a is not None and space.axes[a].put is not None]
+    if moved:
+        return _weigh_moved(space, leaf, moved, value, mixture)
+    chosen = [a for a in leaf.axes if a is not None and _varies(space, a)]
+    if len(set(chosen)) != len(chosen):
+        raise SpaceError(f"{leaf} names an axis twice {leaf.axes}; give the two different names.")
+    for group in components(space, chosen):
+        mask, has_layers = expectation(space, mixture, leaf, masked=group)
+        value = value * _spread(mask, leaf, group, has_layers).astype(value.dtype)
+    return value
+
+
+def _varies(space: SearchSpace, axis: str) -> bool:
+    return bool(space.depends(axis)) or space.uses_layer(axis)
+
+
+def _spread(
+    mask: jax.Array, leaf: Leaf, group: tuple[str, ...], has_layers: bool
+) -> jax.Array:
+    """Reshape ``mask`` over the axes of ``group`` so that it broadcasts against the array."""
+    order = sorted(group, key=leaf.axes.index)
+    lead = [0] if has_layers else []
+    mask = jnp.transpose(mask, lead + [len(lead) + group.index(a) for a in order])
+    shape = [leaf.shape[0] if has_layers else 1] if leaf.scanned else []
+    sizes = leaf.shape[1:] if leaf.scanned else leaf.shape
+    shape += [size if axis in group else 1 for axis, size in zip(leaf.axes, sizes, strict=True)]
+    return jnp.reshape(mask, shape)
+
+
+def _weigh_moved(
+    space: SearchSpace, leaf: Leaf, moved: list[str], value: jax.Array, mixture: Mixture
+) -> jax.Array:
+    """Superpose an array one of whose axes is laid out differently in storage and in use.
+
+    Each option's entries are moved to where the maximal network expects them before they are
+    added up, so no mask can do it: a sum over the options of that axis.
+    """
+    if len(moved) > 1 or space.uses_layer(moved[0]):
+        raise SpaceError(f"{leaf}: only one axis of an array may have `put`, found {moved}.")
+    axis = moved[0]
+    dim = leaf.axes.index(axis) + leaf.scanned
+    size = leaf.shape[dim]
+    rest = Leaf(
+        leaf.path,
+        leaf.shape,
+        tuple(None if a == axis else a for a in leaf.axes),
+        leaf.stack,
+        leaf.layer,
+    )
+    total = jnp.zeros_like(value)
+    for index, length in space.lengths(axis):
+        source = np.full(size, size)  # out of bounds: filled with zero
+        source[space.axes[axis].put(length, size)] = space.axes[axis].take(length, size)  # type: ignore[misc]
+        part = jnp.take(value, source, axis=dim, mode="fill", fill_value=0)
+        given = dict(mixture)
+        for name, option in zip(space.depends(axis), index, strict=True):
+            weight = mixture[name][..., option]
+            if space.choice(name).per is not None and not leaf.scanned:
+                weight = weight[leaf.layer]
+            part = part * jnp.reshape(weight, weight.shape + (1,) * (part.ndim - weight.ndim))
+            given[name] = jnp.zeros_like(mixture[name]).at[..., option].set(1.0)
+        total = total + _weigh(space, rest, part, given)
+    return total
+
+
+def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dict[str, Any]:
+    """Cut the sub-network ``arch`` out of maximal arrays.
+
+    Args:
+      space: the search space.
+      names: axis names of ``variables``.
+      variables: maximal arrays.
+      arch: the architecture.
+
+    Returns:
+      Small arrays for the same module class at the sub-network's own sizes. Scanned layers come
+      out unrolled, as ``NAME_0, NAME_1, ...``, since each has its own shapes; layers beyond the
+      depth are gone.
+
+    Raises:
+      ArchitectureError: if ``arch`` does not lie in ``space``.
+    """
+    arch = architecture.validate(space, arch)
+    flat = traverse_util.flatten_dict(dict(variables))
+    small = {}
+    plan = list(leaves(space, names, variables))
+    for leaf in plan:
+        value = flat[leaf.path]
+        if leaf.stack is None:
+            small[leaf.path] = _cut(space, leaf, value, arch, None)
+            continue
+        layers = architecture.depth(space, leaf.stack, arch)
+        if leaf.layer is not None:
+            if leaf.layer < layers:
+                small[leaf.path] = _cut(space, leaf, value, arch, leaf.layer)
+            continue
+        for layer in range(layers):
+            path = unrolled(leaf.path, leaf.stack, layer)
+            small[path] = _cut(space, leaf, value[layer], arch, layer)
+    return traverse_util.unflatten_dict(small)
+
+
+def unrolled(path: tuple[str, ...], stack: str, layer: int) -> tuple[str, ...]:
+    """Path of layer ``layer``'s own copy of an array of scanned layers.
+
+    Raises:
+      SpaceError: if the module whose layers are scanned is not called after its stack.
+    """
+    if stack not in path:
+        raise SpaceError(
+            f"{'/'.join(path)} has the leading axis {stack!r}, so the module whose layers are "
+            f"scanned must be called {stack!r} too."
+        )
+    at = path.index(stack)
+    return (*path[:at], f"{stack}_{layer}", *path[at + 1 :])
+
+
+def _cut(
+    space: SearchSpace, leaf: Leaf, value: jax.Array, arch: Arch, layer: int | None
+) -> jax.Array:
+    for dim, axis in enumerate(leaf.axes):
+        if axis is None or axis in space.stacks:
+            continue
+        length = architecture.axis_length(space, axis, arch, layer)
+        keep = space.axes[axis].take(length, value.shape[dim])
+        if length and np.array_equal(keep, np.arange(keep[0], keep[0] + length)):
+            value = jax.lax.slice_in_dim(value, int(keep[0]), int(keep[0]) + length, axis=dim)
+        else:
+            value = jnp.take(value, keep, axis=dim)
+    return value

@@ -1,0 +1,197 @@
+"""Layers with named axes, shared by the networks of ``nasjax.models``.
+
+They are ordinary Flax modules. Two things are particular to them: parameters carry the names of
+their axes as logical-partitioning metadata, and normalisation reads from the optional collection
+``"active"`` how much of each channel is there (absent: all of it).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+Initializer = jax.nn.initializers.Initializer
+Names = tuple[str | None, ...]
+
+truncated_normal = nn.initializers.truncated_normal(0.02)
+
+
+def named(init: Initializer, names: Names) -> Any:
+    """``init`` for a parameter whose axes are called ``names``."""
+    return nn.with_logical_partitioning(init, names)
+
+
+class Linear(nn.Module):
+    """A linear map of the last axis onto one or several axes, as one 2-D matrix product.
+
+    Flattening the tokens into rows matters: on a CPU a batched product of 3-D operands costs a
+    third more, forward and backward.
+
+    Attributes:
+      features: sizes of the axes put in place of the contracted ones.
+      kernel_axes: names of the kernel's axes, contracted ones first.
+      bias_axes: names of the bias's axes.
+      contract: how many trailing axes of the input are contracted [1].
+      bias_shape: shape in which the bias is stored, where not that of ``features``.
+      use_bias: whether to add a bias [True].
+      dtype: of the computation (None: that of the input).
+      param_dtype: of the parameters.
+      kernel_init: initialiser of the kernel [truncated normal of 0.02].
+      bias_init: initialiser of the bias [zeros].
+    """
+
+    features: tuple[int, ...]
+    kernel_axes: Names
+    bias_axes: Names = ()
+    contract: int = 1
+    bias_shape: tuple[int, ...] | None = None
+    use_bias: bool = True
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+    kernel_init: Initializer = truncated_normal
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(..., inputs)`` to ``(..., *features)``."""
+        inputs = x.shape[x.ndim - self.contract :]
+        kernel = self.param(
+            "kernel",
+            named(self.kernel_init, self.kernel_axes),
+            (*inputs, *self.features),
+            self.param_dtype,
+        )
+        bias = None
+        if self.use_bias:
+            shape = self.bias_shape or self.features
+            bias = self.param("bias", named(self.bias_init, self.bias_axes), shape, self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        lead = x.shape[: x.ndim - self.contract]
+        y = x.reshape(math.prod(lead), math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)
+        if bias is not None:
+            y = y + bias.reshape(1, -1)
+        return y.reshape(*lead, *self.features)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels that are active.
+
+    Mean and variance weigh each channel by the expected mask of its axis, read from
+    ``active/.../scale``. Under a one-hot mixture they are exactly those of the sub-network; where
+    the collection is absent this is plain layer normalisation.
+
+    Attributes:
+      axis: name of the normalised axis.
+      epsilon: added to the variance [1e-5].
+      dtype: of the result (None: that of the input); statistics are float32.
+      param_dtype: of the parameters.
+    """
+
+    axis: str = "embed"
+    epsilon: float = 1e-5
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis of ``(..., channels)``."""
+        shape = (x.shape[-1],)
+        init = nn.initializers
+        scale = self.param("scale", named(init.ones_init(), (self.axis,)), shape, self.param_dtype)
+        bias = self.param("bias", named(init.zeros_init(), (self.axis,)), shape, self.param_dtype)
+        dtype = self.dtype or x.dtype
+        x = x.astype(jnp.float32)
+        if self.has_variable("active", "scale"):
+            # Normalised once for all tokens, so that each statistic is one weighted sum.
+            weight = self.get_variable("active", "scale").astype(jnp.float32)
+            weight = weight / jnp.maximum(jnp.sum(weight), 1e-6)
+        else:
+            weight = jnp.full(shape, 1.0 / shape[0], jnp.float32)
+        mean = jnp.sum(x * weight, -1, keepdims=True)
+        centred = x - mean
+        variance = jnp.sum(jnp.square(centred) * weight, -1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.epsilon)
+        return (y * scale + bias).astype(dtype)
+
+    def active_fraction(self) -> jax.Array | float:
+        """The part of the channels that is active: 1 in a network of its own."""
+        if not self.has_variable("active", "scale"):
+            return 1.0
+        return jnp.mean(self.get_variable("active", "scale"))
+
+
+class ScaledDropout(nn.Module):
+    """Dropout whose rate may be traced: ``rate`` times the active fraction of the width.
+
+    AutoFormer drops in proportion to the width of the sampled sub-network.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, fraction: jax.Array | float, train: bool) -> jax.Array:
+        """Drop entries of ``x`` with probability ``rate * fraction`` when training."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate * jnp.asarray(fraction)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape)
+        return jnp.where(kept, x / keep, 0).astype(x.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a residual branch for whole examples (Huang et al. 2016)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: jax.Array | float, train: bool) -> jax.Array:
+        """Zero ``x (batch, ...)`` for an example with probability ``rate`` when training."""
+        if not train:
+            return x
+        keep = 1.0 - jnp.asarray(rate, jnp.float32)
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(kept, x / keep.astype(x.dtype), 0)
+
+
+def active_statistics(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    """Interceptor that gives Flax's own ``nn.LayerNorm`` statistics over the active channels.
+
+    For models that cannot be edited::
+
+        with nn.intercept_methods(nasjax.active_statistics):
+            logits = model.apply(supernet_variables, x)
+
+    It changes nothing where the collection ``"active"`` is absent. Only normalisation of the
+    last axis with a ``scale`` is understood; anything else is left to Flax.
+    """
+    module = context.module
+    plain = (
+        isinstance(module, nn.LayerNorm)
+        and context.method_name == "__call__"
+        and module.has_variable("active", "scale")
+        and module.reduction_axes in (-1, (-1,))
+        and len(args) == 1
+        and not kwargs
+    )
+    if not plain:
+        return next_fun(*args, **kwargs)
+    (x,) = args
+    weight = module.get_variable("active", "scale")
+    weight = weight / jnp.maximum(jnp.sum(weight), 1e-6)
+    params = module.variables["params"]
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.sum(wide * weight, -1, keepdims=True)
+    variance = jnp.sum(jnp.square(centred) * weight, -1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + module.epsilon) * params["scale"]
+    y = y + params["bias"] if "bias" in params else y
+    return y.astype(module.dtype or x.dtype)
+
+
+def per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:
+    """``value`` for each of ``layers`` layers: itself if a sequence, repeated if a number."""
+    return (value,) * layers if isinstance(value, int) else tuple(value)

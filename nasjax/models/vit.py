@@ -1,0 +1,299 @@
+"""The vision transformer of AutoFormer: class token, absolute and 2-D relative positions.
+
+Source: Chen et al., "AutoFormer: Searching Transformers for Visual Recognition" (ICCV 2021),
+which GraViT-E, TangleNAS and TF-TAS search. Sizes given as one number build layers that are all
+alike, scanned with ``nn.scan`` under the name ``blocks``; sizes given per layer build them
+unrolled, as ``blocks_0, blocks_1, ...``. A super-network is the former at its maximal sizes, an
+extracted network the latter; both are this class.
+
+Axis names: ``embed`` (residual stream as it is read), ``residual`` (as a block writes to it: of
+length zero in blocks that do not exist), ``heads`` (all channels of all heads, head by head),
+``mlp``, ``qkv_bias``, and ``blocks``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nasjax.models.layers import (
+    DropPath,
+    Dtype,
+    LayerNorm,
+    Linear,
+    ScaledDropout,
+    named,
+    per_layer,
+    truncated_normal,
+)
+
+
+def relative_index(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the vertical and horizontal tables for every pair (query, key) of tokens.
+
+    Distances are clipped to ``reach``; row 0 belongs to pairs with the class token.
+
+    Args:
+      grid: rows and columns of patches.
+      reach: the greatest distance told apart, in patches.
+
+    Returns:
+      Two int arrays ``(1 + patches, 1 + patches)`` with entries in ``[0, 2 * reach + 1]``.
+    """
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+
+    def index(position: np.ndarray) -> np.ndarray:
+        distance = np.clip(position[None, :] - position[:, None], -reach, reach)
+        return np.pad(distance + reach + 1, ((1, 0), (1, 0)))
+
+    return index(rows), index(columns)
+
+
+class RelativePosition(nn.Module):
+    """2-D relative position vectors: the sum of a vertical and a horizontal table's rows.
+
+    Attributes:
+      head_dim: length of a vector; the tables are shared by all heads.
+      reach: the greatest distance told apart, in patches.
+      param_dtype: of the tables.
+    """
+
+    head_dim: int
+    reach: int
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        """Vectors ``(tokens, tokens, head_dim)`` for every pair (query, key)."""
+        shape = (2 * self.reach + 2, self.head_dim)
+        init = named(truncated_normal, (None, "head_dim"))
+        vertical = self.param("vertical", init, shape, self.param_dtype)
+        horizontal = self.param("horizontal", init, shape, self.param_dtype)
+        down, across = relative_index(grid, self.reach)
+        return vertical[down] + horizontal[across]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional relative positions on keys and values.
+
+    Attributes:
+      num_heads: number of heads.
+      head_dim: channels of a head; it does not change with the number of heads.
+      features: channels of the result.
+      reach: distance of relative positions in patches; 0 for none.
+      qkv_bias: whether queries, keys and values have a bias.
+      scale: factor of the logits [head_dim ** -0.5].
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    head_dim: int
+    features: int
+    reach: int = 14
+    qkv_bias: bool = True
+    scale: float | None = None
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        """Attend within ``x (batch, 1 + patches, embed)``; ``grid`` is rows, columns of patches."""
+        dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        width = self.num_heads * self.head_dim
+        qkv = Linear(
+            (3, width),
+            ("embed", None, "heads"),
+            ("qkv_bias",),
+            bias_shape=(3 * width,),
+            use_bias=self.qkv_bias,
+            name="qkv",
+            **dtypes,
+        )(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        if self.reach:
+            shared = {"head_dim": self.head_dim, "reach": self.reach}
+            shared["param_dtype"] = self.param_dtype
+            to_keys = RelativePosition(**shared, name="relative_key")(grid).astype(x.dtype)
+            to_values = RelativePosition(**shared, name="relative_value")(grid).astype(x.dtype)
+            query = query * scale
+            logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
+            logits = logits + jnp.einsum("bqhd,qkd->bhqk", query, to_keys)
+            weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(x.dtype)
+            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            mixed = mixed + jnp.einsum("bhqk,qkd->bqhd", weights, to_values)
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
+        return Linear(
+            (self.features,), ("heads", "residual"), ("residual",), name="proj", **dtypes
+        )(mixed.reshape(*x.shape[:-1], width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention and a two-layer perceptron with exact GELU.
+
+    Attributes:
+      num_heads: number of heads.
+      mlp_dim: hidden width of the perceptron.
+      attention: further fields of :class:`Attention`.
+      dropout: rate at the sub-network's largest width.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    attention: Any
+    dropout: float = 0.0
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, drop_path: jax.Array, grid: tuple[int, int], train: bool
+    ) -> tuple[jax.Array, None]:
+        """Map ``x (batch, tokens, embed)`` to the same shape; None is for ``nn.scan``."""
+        dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = LayerNorm(name="norm_attention", **dtypes)
+        y = norm(x)
+        width = norm.active_fraction()
+        y = Attention(
+            self.num_heads, features=x.shape[-1], name="attention", **self.attention, **dtypes
+        )(y, grid)
+        y = ScaledDropout(self.dropout)(y, width, train)
+        x = x + DropPath()(y, drop_path, train)
+        y = LayerNorm(name="norm_mlp", **dtypes)(x)
+        y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **dtypes)(y)
+        y = jax.nn.gelu(y, approximate=False)
+        y = ScaledDropout(self.dropout)(y, width, train)
+        y = Linear((x.shape[-1],), ("mlp", "residual"), ("residual",), name="fc2", **dtypes)(y)
+        y = ScaledDropout(self.dropout)(y, width, train)
+        return x + DropPath()(y, drop_path, train), None
+
+
+class VisionTransformer(nn.Module):
+    """AutoFormer's vision transformer for images of any size divisible by the patch.
+
+    Attributes:
+      num_classes: number of classes.
+      embed_dim: width of the residual stream.
+      depth: number of blocks.
+      num_heads: heads of each block; a number (blocks alike, scanned) or one per block.
+      mlp_dim: hidden width of each block's perceptron; likewise.
+      patch_size: side of a square patch in pixels.
+      head_dim: channels of a head; a number or one per block.
+      reach: distance of relative positions in patches; 0 for none [14].
+      absolute: whether to add a table of absolute positions [True].
+      pool: ``"mean"`` over the patches' tokens, or ``"token"`` for the class token [mean].
+      qkv_bias: whether queries, keys and values have a bias [True].
+      attention_scale: factor of the logits [head_dim ** -0.5].
+      dropout: rate after embedding, projections and activations [0].
+      drop_path: rate of stochastic depth in each block; empty for none.
+      remat: whether to recompute each block in the backward pass [False].
+      dtype: of the computation (None: float32).
+      param_dtype: of the parameters [float32].
+
+    Example:
+      >>> model = VisionTransformer(num_classes=10, embed_dim=64, depth=2, num_heads=2,
+      ...                           mlp_dim=128, patch_size=4, head_dim=32)
+      >>> images = jnp.zeros((8, 16, 16, 3))
+      >>> model.apply(model.init(jax.random.key(0), images), images).shape
+      (8, 10)
+    """
+
+    num_classes: int
+    embed_dim: int
+    depth: int
+    num_heads: int | tuple[int, ...]
+    mlp_dim: int | tuple[int, ...]
+    patch_size: int = 16
+    head_dim: int | tuple[int, ...] = 64
+    reach: int = 14
+    absolute: bool = True
+    pool: str = "mean"
+    qkv_bias: bool = True
+    attention_scale: float | None = None
+    dropout: float = 0.0
+    drop_path: tuple[float, ...] = ()
+    remat: bool = False
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Class logits ``(batch, num_classes)`` of ``images (batch, height, width, channels)``.
+
+        Raises:
+          ValueError: if the images are not divisible into patches.
+        """
+        dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        patches, grid = _patches(images, self.patch_size)
+        x = Linear(
+            (self.embed_dim,), (None, None, None, "embed"), ("embed",), contract=3, name="patches",
+            **dtypes,
+        )(patches)
+        init = named(truncated_normal, ("embed",))
+        token = self.param("class_token", init, (self.embed_dim,), self.param_dtype)
+        token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim))
+        x = jnp.concatenate([token, x], axis=1)
+        if self.absolute:
+            init = named(truncated_normal, (None, "embed"))
+            x = x + self.param("positions", init, x.shape[1:], self.param_dtype).astype(x.dtype)
+        norm = LayerNorm(name="norm", **dtypes)
+        x = ScaledDropout(self.dropout)(x, norm.active_fraction(), train)
+        x = norm(self._blocks(x, grid, train))
+        x = x[:, 0] if self.pool == "token" else jnp.mean(x[:, 1:], axis=1)
+        head = Linear((self.num_classes,), ("embed", None), (None,), name="head", **dtypes)
+        return head(x).astype(jnp.float32)
+
+    def _blocks(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
+        sizes = zip(
+            per_layer(self.num_heads, self.depth),
+            per_layer(self.mlp_dim, self.depth),
+            per_layer(self.head_dim, self.depth),
+            strict=True,
+        )
+        rates = jnp.asarray(self.drop_path or (0.0,) * self.depth, jnp.float32)
+        train = train and bool(self.drop_path or self.dropout)
+        block: Any = nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
+
+        def build(heads: int, mlp: int, head_dim: int, name: str, block: Any = block) -> nn.Module:
+            attention = {"head_dim": head_dim, "reach": self.reach, "qkv_bias": self.qkv_bias}
+            attention["scale"] = self.attention_scale
+            return block(
+                heads, mlp, attention, self.dropout, self.dtype, self.param_dtype, name=name
+            )
+
+        alike = all(isinstance(s, int) for s in (self.num_heads, self.mlp_dim, self.head_dim))
+        if not alike:
+            for i, (heads, mlp, head_dim) in enumerate(sizes):
+                x, _ = build(heads, mlp, head_dim, f"blocks_{i}")(x, rates[i], grid, train)
+            return x
+        scanned = nn.scan(
+            block,
+            variable_axes={"params": 0, "active": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            metadata_params={nn.PARTITION_NAME: "blocks"},
+        )
+        x, _ = build(*next(sizes), "blocks", scanned)(x, rates, grid, train)
+        return x
+
+
+def _patches(images: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int]]:
+    batch, height, width, channels = images.shape
+    if height % size or width % size:
+        raise ValueError(
+            f"images of {height} x {width} pixels do not divide into patches of {size} x {size}; "
+            "resize them or choose another patch size."
+        )
+    grid = (height // size, width // size)
+    x = images.reshape(batch, grid[0], size, grid[1], size, channels).swapaxes(2, 3)
+    return x.reshape(batch, grid[0] * grid[1], size, size, channels), grid
