@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
-from nasjax.core.expect import components, expectation
+from nasjax.core.expect import expected_product
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, leaves
 from nasjax.core.space import SearchSpace
@@ -74,14 +74,5 @@ def expected(space: SearchSpace, terms: Iterable[Term], mixture: Mixture) -> jax
     total = jnp.zeros((), jnp.float32)
     for term in terms:
         leaf = Leaf((), (), (), term.stack, term.layer)
-        stack = (term.stack,) if term.stack is not None else ()
-        product: jax.Array | float = term.times
-        for group in components(space, (*stack, *term.axes)):
-            lengths = tuple(a for a in group if a != term.stack)
-            exists = term.stack in group
-            value, has_layers = expectation(
-                space, mixture, leaf, measured=lengths, exists=exists
-            )
-            product = product * value
-        total = total + jnp.sum(product)
+        total = total + term.times * expected_product(space, mixture, leaf, term.axes)
     return total

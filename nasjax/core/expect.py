@@ -4,16 +4,23 @@ For axes ``a_1..a_k`` whose lengths depend on choices with mixture ``p``::
 
     E[mask_1 x ... x mask_k] = sum over joint options o of p(o) mask_1(o) x ... x mask_k(o)
 
-Axes that share no choice factorise into an outer product; axes that do (the hidden width
-``embed_dim * mlp_ratio`` and ``embed_dim`` itself) stay under one sum. This is the weight
-superposition and the combi-superposition of TangleNAS (Algorithms 1 and 2, Figure 2).
+A choice that only one axis depends on is summed out of that axis's mask beforehand. Only choices
+that several axes share (the hidden width ``embed_dim * mlp_ratio`` and ``embed_dim`` itself) keep
+a sum of outer products, over their options alone. This is the weight superposition and the
+combi-superposition of TangleNAS (Algorithms 1 and 2, Figure 2).
+
+Everything here is a :class:`Factor`, an array whose dimensions are letters: ``z`` is the layer,
+lower-case letters are dimensions of the parameter, upper-case letters are choices.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import string
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +30,21 @@ from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf
 from nasjax.core.space import SearchSpace
 
+LAYERS = "z"
+_HIGHEST = jax.lax.Precision.HIGHEST  # masks are exact numbers; bfloat16 products would round them
+
+
+class Factor(NamedTuple):
+    """An array and the letters of its dimensions."""
+
+    array: jax.Array | np.ndarray
+    letters: str
+
 
 @functools.lru_cache(maxsize=None)
 def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) -> np.ndarray:
     """Masks of ``axis`` for all joint options of its choices: (options..., [layers,] size)."""
+
     def mask(length: int) -> np.ndarray:
         row = np.zeros(space.axis_size(axis), np.float32)
         row[space.axes[axis].take(length, row.size)] = 1.0
@@ -41,7 +59,12 @@ def length_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) 
     return _table(space, axis, layers, np.float32)
 
 
-def _table(space, axis, layers, entry) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _table(
+    space: SearchSpace,
+    axis: str,
+    layers: tuple[int, ...] | None,
+    entry: Callable[[int], np.ndarray | np.float32],
+) -> np.ndarray:
     shape = tuple(len(space.choice(c).options) for c in space.depends(axis))
     per_layer = [
         np.stack([entry(length) for _, length in space.lengths(axis, layer)])
@@ -51,84 +74,142 @@ def _table(space, axis, layers, entry) -> np.ndarray:  # type: ignore[no-untyped
     return per_layer[0] if layers is None else np.stack(per_layer, axis=len(shape))
 
 
-def _layers(space: SearchSpace, axis: str, leaf: Leaf) -> tuple[int, ...] | None:
-    if not space.uses_layer(axis):
-        return None
-    assert leaf.stack is not None
-    return tuple(range(space.axis_size(leaf.stack))) if leaf.scanned else (leaf.layer or 0,)
+def _choice_letter(space: SearchSpace, choice: str) -> str:
+    return string.ascii_uppercase[list(space.by_name).index(choice)]
 
 
-def components(space: SearchSpace, axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Split ``axes`` into groups that share choices; groups are independent of each other."""
-    groups: list[tuple[set[str], list[str]]] = []
-    for axis in axes:
-        choices, members = set(space.depends(axis)), [axis]
-        for group in [g for g in groups if g[0] & choices]:
-            groups.remove(group)
-            choices, members = choices | group[0], group[1] + members
-        groups.append((choices, members))
-    yield from (tuple(members) for _, members in groups)
+def _axis_factor(space: SearchSpace, leaf: Leaf, axis: str, own: str) -> Factor:
+    """The table of ``axis``: its mask along dimension ``own``, or its length if that is empty."""
+    letters = "".join(_choice_letter(space, c) for c in space.depends(axis))
+    layers = None
+    if space.uses_layer(axis) and leaf.stack is not None:
+        every = tuple(range(space.axis_size(leaf.stack)))
+        layers = every if leaf.layer is None else (leaf.layer,)
+    table = (mask_table if own else length_table)(space, axis, layers)
+    if layers is not None and leaf.layer is not None:
+        table = np.squeeze(table, axis=len(letters))
+    return Factor(table, letters + (LAYERS if layers and leaf.layer is None else "") + own)
 
 
-def expectation(
-    space: SearchSpace,
-    mixture: Mixture,
-    leaf: Leaf,
-    masked: Sequence[str] = (),
-    measured: Sequence[str] = (),
-    exists: bool = False,
-) -> tuple[jax.Array, bool]:
-    """E[product of masks and lengths of axes] of one array, as one ``einsum`` over small tables.
+def _weight_factor(space: SearchSpace, mixture: Mixture, leaf: Leaf, choice: str) -> Factor:
+    weights, letter = mixture[choice], _choice_letter(space, choice)
+    if space.choice(choice).per is None:
+        return Factor(weights, letter)
+    return Factor(weights, LAYERS + letter) if leaf.layer is None else Factor(
+        weights[leaf.layer], letter
+    )
+
+
+def _product(factors: Sequence[Factor], letters: str) -> Factor:
+    """Multiply ``factors`` and sum over every letter that is not among ``letters``."""
+    output = "".join(c for c in letters if any(c in f.letters for f in factors))
+    terms = ",".join(f.letters for f in factors)
+    arrays = [f.array for f in factors]
+    return Factor(jnp.einsum(f"{terms}->{output}", *arrays, precision=_HIGHEST), output)
+
+
+def mask_factors(space: SearchSpace, mixture: Mixture, leaf: Leaf) -> list[Factor]:
+    """Factors whose product, summed over upper-case letters, is the expected mask of an array.
+
+    One factor for each axis that varies: its expected mask given the choices that it shares with
+    other axes. The first factor that has a shared choice carries its weights.
+    """
+    axes = [
+        (axis, string.ascii_lowercase[dim])
+        for dim, axis in enumerate(leaf.axes)
+        if axis is not None and space.depends(axis)
+    ]
+    users = Counter(choice for axis, _ in axes for choice in space.depends(axis))
+    weighted: set[str] = set()
+    factors = []
+    for axis, own in axes:
+        table = _axis_factor(space, leaf, axis, own)
+        new = [c for c in space.depends(axis) if users[c] == 1 or c not in weighted]
+        weighted.update(new)
+        shared = "".join(_choice_letter(space, c) for c in space.depends(axis) if users[c] > 1)
+        weights = [_weight_factor(space, mixture, leaf, c) for c in new]
+        factors.append(_product([table, *weights], shared + LAYERS + own))
+    return factors
+
+
+def expected_product(
+    space: SearchSpace, mixture: Mixture, leaf: Leaf, axes: Sequence[str]
+) -> jax.Array:
+    """E[product of the lengths of ``axes``], summed over the layers of the stack that exist."""
+    factors = [_axis_factor(space, leaf, axis, "") for axis in axes]
+    choices = dict.fromkeys(c for axis in axes for c in space.depends(axis))
+    if leaf.stack is not None:
+        choices |= dict.fromkeys(space.depends(leaf.stack))
+        table, letters = _axis_factor(space, Leaf((), (), ()), leaf.stack, LAYERS)
+        if leaf.layer is not None:
+            table, letters = table[..., leaf.layer], letters[:-1]
+        factors.append(Factor(table, letters))
+    factors += [_weight_factor(space, mixture, leaf, c) for c in choices]
+    return _product(factors, "").array if factors else jnp.ones(())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def scale(
+    subscript: str, letters: tuple[str, ...], value: jax.Array, factors: tuple[jax.Array, ...]
+) -> jax.Array:
+    """``value`` times the product of ``factors``, summed over their upper-case letters.
+
+    The mask is never made: the few outer products are one fused element-wise loop. Its gradient
+    is a handful of thin matrix products, where differentiating the loop would be slow reductions
+    (five times the cost on a CPU).
 
     Args:
-      space: the search space.
-      mixture: weights of the options.
-      leaf: the array; its stack and layer say which rows of the mixture it sees.
-      masked: axes that contribute their mask, each a dimension of the result.
-      measured: axes that contribute their length.
-      exists: whether the event that the array's layer exists contributes as well.
-
-    Returns:
-      An array ``([layers,] sizes of masked axes...)`` and whether it has the layers' dimension.
+      subscript: letters of the dimensions of ``value``.
+      letters: letters of the dimensions of each factor.
+      value: an array.
+      factors: small arrays over some of its dimensions and over shared choices.
     """
-    letters = iter(string.ascii_letters)
-    layer_letter = next(letters)
-    choice_letter: dict[str, str] = {}
-    terms: list[str] = []
-    operands: list[jax.Array | np.ndarray] = []
+    shared = sorted({c for sub in letters for c in sub if c.isupper()})
+    sizes = {c: f.shape[sub.index(c)] for sub, f in zip(letters, factors, strict=True)
+             for c in sub if c.isupper()}
+    total: jax.Array | None = None
+    for index in itertools.product(*(range(sizes[c]) for c in shared)):
+        at = dict(zip(shared, index, strict=True))
+        product: jax.Array | None = None
+        for sub, factor in zip(letters, factors, strict=True):
+            row = factor[tuple(at.get(c, slice(None)) for c in sub)]
+            row = _broadcast(row, "".join(c for c in sub if not c.isupper()), subscript)
+            product = row if product is None else product * row
+        total = product if total is None else total + product  # type: ignore[operator]
+    return value if total is None else value * total.astype(value.dtype)
 
-    def add(axis: str, table: np.ndarray, has_layers: bool, own: str) -> None:
-        for c in space.depends(axis):
-            choice_letter.setdefault(c, next(letters))
-        term = "".join(choice_letter[c] for c in space.depends(axis))
-        if has_layers and not leaf.scanned:
-            table, has_layers = np.squeeze(table, axis=len(term)), False
-        terms.append(term + layer_letter * has_layers + own)
-        operands.append(table)
 
-    own = {axis: next(letters) for axis in masked}
-    for axis in masked:
-        layers = _layers(space, axis, leaf)
-        add(axis, mask_table(space, axis, layers), layers is not None, own[axis])
-    for axis in measured:
-        layers = _layers(space, axis, leaf)
-        add(axis, length_table(space, axis, layers), layers is not None, "")
-    if exists and leaf.stack is not None:
-        table = mask_table(space, leaf.stack, None)
-        if leaf.scanned:
-            add(leaf.stack, table, False, layer_letter)
-        else:
-            add(leaf.stack, table[..., leaf.layer], False, "")
-    for name, letter in choice_letter.items():
-        weights = mixture[name]
-        per_layer = space.choice(name).per is not None
-        if per_layer and not leaf.scanned:
-            weights, per_layer = weights[leaf.layer], False
-        terms.append(layer_letter * per_layer + letter)
-        operands.append(weights)
-    has_layers = any(layer_letter in term for term in terms)
-    output = layer_letter * has_layers + "".join(own[a] for a in masked)
-    result = jnp.einsum(
-        f"{','.join(terms)}->{output}", *operands, precision=jax.lax.Precision.HIGHEST
-    ) if terms else jnp.ones(())
-    return result, has_layers
+def _broadcast(array: jax.Array, letters: str, subscript: str) -> jax.Array:
+    present = [c for c in subscript if c in letters]
+    array = jnp.transpose(array, [letters.index(c) for c in present])
+    return jnp.expand_dims(array, [i for i, c in enumerate(subscript) if c not in present])
+
+
+def _scale_forward(subscript, letters, value, factors):  # type: ignore[no-untyped-def]
+    return scale(subscript, letters, value, factors), (value, factors)
+
+
+def _scale_backward(subscript, letters, saved, cotangent):  # type: ignore[no-untyped-def]
+    value, factors = saved
+    product = Factor((cotangent * value).astype(jnp.float32), subscript)
+    # Every contraction is kept within a layer: across layers it would transpose the product.
+    spread = [
+        _layered(Factor(f, sub), product) for f, sub in zip(factors, letters, strict=True)
+    ]
+    gradients = []
+    for i, sub in enumerate(letters):
+        layers = LAYERS if LAYERS in subscript else ""
+        others = spread[:i] + spread[i + 1 :]
+        gradient = _product([product, *others], layers + sub.replace(LAYERS, ""))
+        gradients.append(_product([gradient], sub).array)
+    return scale(subscript, letters, cotangent, factors), tuple(gradients)
+
+
+def _layered(factor: Factor, like: Factor) -> Factor:
+    if LAYERS not in like.letters or LAYERS in factor.letters:
+        return factor
+    shape = (like.array.shape[like.letters.index(LAYERS)], *factor.array.shape)
+    return Factor(jnp.broadcast_to(factor.array, shape), LAYERS + factor.letters)
+
+
+scale.defvjp(_scale_forward, _scale_backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import string
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import traverse_util
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import SpaceError
-from nasjax.core.expect import components, expectation
+from nasjax.core.expect import LAYERS, mask_factors, scale
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, leaves
 from nasjax.core.space import SearchSpace
@@ -42,7 +42,7 @@ def superpose(
     """
     flat = traverse_util.flatten_dict(dict(variables))
     plan = list(leaves(space, names, variables))
-    weighed = _weigh_all(space, plan, flat, mixture)
+    weighed = {leaf.path: _weigh(space, leaf, flat[leaf.path], mixture) for leaf in plan}
     active = {
         (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), mixture)
         for leaf in plan
@@ -51,46 +51,14 @@ def superpose(
     return traverse_util.unflatten_dict({**weighed, **active})
 
 
-def _weigh_all(
-    space: SearchSpace, plan: list[Leaf], flat: Mapping[Any, jax.Array], mixture: Mixture
-) -> dict[Any, jax.Array]:
-    # Masks cost less to make again in the backward pass than to keep: they are as large as the
-    # parameters, and a search step should need no more memory than the plain network's.
-    @jax.checkpoint
-    def weigh(arrays: Mapping[Any, jax.Array], mixture: Mixture) -> dict[Any, jax.Array]:
-        return {leaf.path: _weigh(space, leaf, arrays[leaf.path], mixture) for leaf in plan}
-
-    return weigh(dict(flat), dict(mixture))
-
-
 def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
     moved = [a for a in leaf.axes if a is not None and space.axes[a].put is not None]
     if moved:
         return _weigh_moved(space, leaf, moved, value, mixture)
-    chosen = [a for a in leaf.axes if a is not None and _varies(space, a)]
-    if len(set(chosen)) != len(chosen):
-        raise SpaceError(f"{leaf} names an axis twice {leaf.axes}; give the two different names.")
-    for group in components(space, chosen):
-        mask, has_layers = expectation(space, mixture, leaf, masked=group)
-        value = value * _spread(mask, leaf, group, has_layers).astype(value.dtype)
-    return value
-
-
-def _varies(space: SearchSpace, axis: str) -> bool:
-    return bool(space.depends(axis)) or space.uses_layer(axis)
-
-
-def _spread(
-    mask: jax.Array, leaf: Leaf, group: tuple[str, ...], has_layers: bool
-) -> jax.Array:
-    """Reshape ``mask`` over the axes of ``group`` so that it broadcasts against the array."""
-    order = sorted(group, key=leaf.axes.index)
-    lead = [0] if has_layers else []
-    mask = jnp.transpose(mask, lead + [len(lead) + group.index(a) for a in order])
-    shape = [leaf.shape[0] if has_layers else 1] if leaf.scanned else []
-    sizes = leaf.shape[1:] if leaf.scanned else leaf.shape
-    shape += [size if axis in group else 1 for axis, size in zip(leaf.axes, sizes, strict=True)]
-    return jnp.reshape(mask, shape)
+    factors = mask_factors(space, mixture, leaf)
+    subscript = (LAYERS if leaf.scanned else "") + string.ascii_lowercase[: len(leaf.axes)]
+    letters = tuple(factor.letters for factor in factors)
+    return scale(subscript, letters, value, tuple(factor.array for factor in factors))
 
 
 def _weigh_moved(
