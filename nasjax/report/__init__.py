@@ -1,0 +1,27 @@
+"""Reports of a run: a terminal table, SVG figures and one self-contained ``report.html``.
+
+Everything here reads the plain JSON files of a run's working directory, so a report can be made on
+a machine without an accelerator, while the search is still running, or long after it ended. The
+figures need matplotlib (``pip install "nasjax[report]"``); loading and tables do not.
+"""
+
+from nasjax.report.html import write_report
+from nasjax.report.plots import (
+    accuracy_size_plot,
+    architecture_plot,
+    mixture_plot,
+    training_plot,
+)
+from nasjax.report.record import Run
+from nasjax.report.tables import format_table, html_table
+
+__all__ = [
+    "Run",
+    "accuracy_size_plot",
+    "architecture_plot",
+    "format_table",
+    "html_table",
+    "mixture_plot",
+    "training_plot",
+    "write_report",
+]

@@ -1,0 +1,26 @@
+"""Eight virtual CPU devices, new-style keys only, and where the shared fixtures are."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_LEGACY_PRNG_KEY", "error")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402 - the settings above must come first
+import pytest  # noqa: E402
+
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+    """The folder of golden numbers and real data that lies beside a development checkout."""
+    if not SHARED.exists():
+        pytest.skip("the folder shared/ with golden numbers and real data is not beside the checkout")
+    return SHARED
