@@ -1,0 +1,52 @@
+"""nasjax: architecture search in weight-entangled super-networks, in JAX and Flax.
+
+The idea is two tables and one product. Parameters have named axes; a space says how long each
+axis is for given choices; a super-network is its maximal parameters times the expected mask.
+"""
+
+from nasjax.core.architecture import (
+    crossover,
+    decode,
+    encode,
+    largest,
+    mutate,
+    sample,
+    smallest,
+    validate,
+)
+from nasjax.core.errors import ArchitectureError, NasjaxError, SpaceError
+from nasjax.core.flops import count_multiply_adds
+from nasjax.core.mixture import argmax, entropy, one_hot, uniform
+from nasjax.core.names import axis_names, name_axes
+from nasjax.core.space import Axis, Choice, SearchSpace
+from nasjax.core.superpose import extract, superpose
+from nasjax.core.supernet import Supernet
+from nasjax.version import __version__
+
+__all__ = [
+    "ArchitectureError",
+    "Axis",
+    "Choice",
+    "NasjaxError",
+    "SearchSpace",
+    "SpaceError",
+    "Supernet",
+    "__version__",
+    "argmax",
+    "axis_names",
+    "count_multiply_adds",
+    "crossover",
+    "decode",
+    "encode",
+    "entropy",
+    "extract",
+    "largest",
+    "mutate",
+    "name_axes",
+    "one_hot",
+    "sample",
+    "smallest",
+    "superpose",
+    "uniform",
+    "validate",
+]

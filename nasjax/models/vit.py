@@ -192,7 +192,7 @@ class VisionTransformer(nn.Module):
       absolute: whether to add a table of absolute positions [True].
       pool: ``"mean"`` over the patches' tokens, or ``"token"`` for the class token [mean].
       qkv_bias: whether queries, keys and values have a bias [True].
-      attention_scale: factor of the logits [head_dim ** -0.5].
+      attention_scale: factor of the logits; a number or one per block [head_dim ** -0.5].
       dropout: rate after embedding, projections and activations [0].
       drop_path: rate of stochastic depth in each block; empty for none.
       remat: whether to recompute each block in the backward pass [False].
@@ -218,7 +218,7 @@ class VisionTransformer(nn.Module):
     absolute: bool = True
     pool: str = "mean"
     qkv_bias: bool = True
-    attention_scale: float | None = None
+    attention_scale: float | tuple[float, ...] | None = None
     dropout: float = 0.0
     drop_path: tuple[float, ...] = ()
     remat: bool = False
@@ -253,27 +253,31 @@ class VisionTransformer(nn.Module):
         return head(x).astype(jnp.float32)
 
     def _blocks(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
+        scales = self.attention_scale
         sizes = zip(
             per_layer(self.num_heads, self.depth),
             per_layer(self.mlp_dim, self.depth),
             per_layer(self.head_dim, self.depth),
+            scales if isinstance(scales, tuple) else (scales,) * self.depth,
             strict=True,
         )
         rates = jnp.asarray(self.drop_path or (0.0,) * self.depth, jnp.float32)
         train = train and bool(self.drop_path or self.dropout)
         block: Any = nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
 
-        def build(heads: int, mlp: int, head_dim: int, name: str, block: Any = block) -> nn.Module:
+        def build(size: tuple[Any, ...], name: str, block: Any = block) -> nn.Module:
+            heads, mlp, head_dim, scale = size
             attention = {"head_dim": head_dim, "reach": self.reach, "qkv_bias": self.qkv_bias}
-            attention["scale"] = self.attention_scale
+            attention["scale"] = scale
             return block(
                 heads, mlp, attention, self.dropout, self.dtype, self.param_dtype, name=name
             )
 
-        alike = all(isinstance(s, int) for s in (self.num_heads, self.mlp_dim, self.head_dim))
+        chosen = (self.num_heads, self.mlp_dim, self.head_dim, scales)
+        alike = not any(isinstance(s, tuple) for s in chosen)
         if not alike:
-            for i, (heads, mlp, head_dim) in enumerate(sizes):
-                x, _ = build(heads, mlp, head_dim, f"blocks_{i}")(x, rates[i], grid, train)
+            for i, size in enumerate(sizes):
+                x, _ = build(size, f"blocks_{i}")(x, rates[i], grid, train)
             return x
         scanned = nn.scan(
             block,
@@ -283,7 +287,7 @@ class VisionTransformer(nn.Module):
             length=self.depth,
             metadata_params={nn.PARTITION_NAME: "blocks"},
         )
-        x, _ = build(*next(sizes), "blocks", scanned)(x, rates, grid, train)
+        x, _ = build(next(sizes), "blocks", scanned)(x, rates, grid, train)
         return x
 
 

@@ -1,0 +1,37 @@
+"""Published search spaces by name; one file for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nasjax.core.errors import SpaceError, did_you_mean
+from nasjax.core.supernet import Supernet
+from nasjax.spaces.autoformer import autoformer, quickstart, vision_transformer
+
+SPACES: Mapping[str, Callable[..., Supernet]] = {
+    "autoformer": autoformer,
+    "quickstart": quickstart,
+    "vision_transformer": vision_transformer,
+}
+
+
+def make(name: str, **arguments: Any) -> Supernet:
+    """The super-network of the space called ``name``.
+
+    Args:
+      name: one of ``SPACES``.
+      **arguments: of the function that builds it.
+
+    Raises:
+      SpaceError: if there is no such space, or it takes no such argument.
+    """
+    if name not in SPACES:
+        raise SpaceError(f"no space {name!r}; {did_you_mean(name, SPACES)}")
+    try:
+        return SPACES[name](**arguments)
+    except TypeError as error:  # an argument that neither the space nor its module knows
+        raise SpaceError(f"space {name!r} cannot be built so: {error}.") from None
+
+
+__all__ = ["SPACES", "autoformer", "make", "quickstart", "vision_transformer"]

@@ -249,6 +249,9 @@ def vision_transformer(
     costs = {
         "flops": multiply_adds(patches, pixels, num_classes, bool(reach)),
         "flops_autoformer": autoformer_flops(patches, pixels, num_classes, reach),
+        "params_autoformer": autoformer_params(
+            patches, pixels, num_classes, reach, module.head_dim, module.qkv_bias
+        ),
     }
     return Supernet(
         space,
@@ -313,3 +316,25 @@ def autoformer_flops(
         terms.append(Term(2 * reach * tokens**2 + tokens**2 / 2, (), "blocks"))
         terms.append(Term(tokens / 2, ("heads",), "blocks"))
     return terms
+
+
+def autoformer_params(
+    patches: int, pixels: int, classes: int, reach: int, head_dim: int, qkv_bias: bool
+) -> list[Term]:
+    """Parameters as AutoFormer's released code counts them.
+
+    It always counts the table of absolute positions, even in a network without one; otherwise
+    this is the number of parameters.
+    """
+    tables = 4 * (2 * reach + 2) * head_dim if reach else 0
+    return [
+        Term(pixels + 1 + (patches + 2) + 2 + classes, ("embed",)),
+        Term(classes),
+        Term(3, ("embed", "heads"), "blocks"),
+        Term(3 * qkv_bias, ("heads",), "blocks"),
+        Term(1, ("heads", "embed"), "blocks"),
+        Term(2, ("embed", "mlp"), "blocks"),
+        Term(1, ("mlp",), "blocks"),
+        Term(6, ("embed",), "blocks"),
+        Term(tables, (), "blocks"),
+    ]

@@ -1,0 +1,61 @@
+"""Search a small vision transformer on scikit-learn's digits: minutes on two cores, no download.
+
+    python launch/search.py --config configs/quickstart.py --workdir runs/quickstart
+
+QUICKSTART-MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The whole run: search, fine-tuning, retraining, comparison."""
+    augmentation = {"shift": 1, "label_smoothing": 0.1}
+    return ConfigDict(
+        {
+            "seed": 0,
+            "space": {"name": "quickstart"},
+            "data": {"name": "digits"},
+            "search": {
+                "relaxation": {"name": "drnas"},
+                "weights_fraction": 0.5,
+                "second_order": False,
+                "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
+                "alphas": {"learning_rate": 1e-2},
+                "recipe": {
+                    "epochs": 150,
+                    "batch_size": 64,
+                    "optimizer": {"learning_rate": 2e-3},
+                    "warmup_epochs": 5.0,
+                    "augmentation": augmentation,
+                    "log_every": 50,
+                    "save_every": 500,
+                },
+            },
+            "finetune": {
+                "epochs": 30,
+                "batch_size": 64,
+                "optimizer": {"learning_rate": 5e-4},
+                "augmentation": augmentation,
+                "log_every": 50,
+                "save_every": 500,
+            },
+            "retrain": {
+                "epochs": 120,
+                "batch_size": 64,
+                "optimizer": {"learning_rate": 2e-3},
+                "warmup_epochs": 5.0,
+                "augmentation": augmentation,
+                "log_every": 50,
+                "save_every": 500,
+            },
+            "compare": {
+                "batch_size": 360,
+                "samples": 20,
+                "retrain_largest": True,
+                "retrain_random": 0,
+            },
+            "mesh": {"data": -1, "model": 1},
+            "sharding": "replicated",
+        }
+    )

@@ -1,0 +1,161 @@
+"""From a configuration file to the objects of a run: the only place that knows ``ConfigDict``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import app, logging
+from ml_collections import ConfigDict
+
+import nasjax
+from nasjax import data, spaces
+from nasjax.core.errors import NasjaxError, did_you_mean
+from nasjax.core.supernet import Supernet
+from nasjax.train import optim, phases, sharding, steps
+from nasjax.train.errors import Stopped
+from nasjax.train.session import Session, open_session
+
+
+def plain(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as plain, JSON-able values."""
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def build(factory: Callable[..., Any], values: Mapping[str, Any], section: str) -> Any:
+    """Call ``factory`` with a section of the configuration, or say which key it does not know."""
+    known = {field.name for field in dataclasses.fields(factory)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise NasjaxError(f"config.{section} has no key {name!r}; {did_you_mean(name, known)}")
+    return factory(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+def recipe(values: Mapping[str, Any], section: str) -> phases.Recipe:
+    """The training recipe that a section describes."""
+    values = dict(values)
+    parts = {"optimizer": optim.Optimizer, "augmentation": data.Augmentation}
+    for name, factory in parts.items():
+        if name in values:
+            values[name] = build(factory, values[name], f"{section}.{name}")
+    return build(phases.Recipe, values, section)
+
+
+def budget(values: Mapping[str, Any] | None) -> steps.Budget | None:
+    """The budget of a search; none where its target is 0."""
+    if not values or not values.get("target"):
+        return None
+    return build(steps.Budget, values, "search.budget")
+
+
+def alphas_optimizer(values: Mapping[str, Any]) -> optim.Optimizer:
+    """The optimizer of the architecture parameters."""
+    known = {"learning_rate", "weight_decay", "betas"}
+    for name in values:
+        if name not in known:
+            raise NasjaxError(f"config.search.alphas has no key {name!r}; {did_you_mean(name, known)}")
+    return optim.alphas_optimizer(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The objects every launcher needs.
+
+    Attributes:
+      config: the configuration, plain.
+      session: working directory and devices.
+      supernet: what is searched.
+      dataset: the data.
+    """
+
+    config: Mapping[str, Any]
+    session: Session
+    supernet: Supernet
+    dataset: data.Dataset
+
+    def recipe(self, section: str) -> phases.Recipe:
+        """The recipe of ``config.SECTION`` (of ``config.search.recipe`` for ``search``)."""
+        if section not in self.config:
+            raise NasjaxError(f"this configuration has no section {section!r}; add one.")
+        values = self.config[section]
+        return recipe(values["recipe"] if section == "search" else values, section)
+
+
+RULES: Mapping[str, sharding.Rules] = {
+    "replicated": sharding.REPLICATED,
+    "tensor": sharding.TENSOR_PARALLEL,
+}
+
+
+def open_experiment(
+    config: ConfigDict | Mapping[str, Any], workdir: str, *, tensorboard: bool = False
+) -> Experiment:
+    """Build the objects of a run and claim its working directory."""
+    values = plain(config)
+    supernet = spaces.make(**values["space"])
+    dataset = data.load(**values["data"])
+    place = values.get("sharding", "replicated")
+    if place not in RULES:
+        raise NasjaxError(f"config.sharding is {place!r}; {did_you_mean(place, RULES)}")
+    session = open_session(
+        workdir,
+        values,
+        mesh=sharding.make_mesh(**values.get("mesh", {})),
+        rules=RULES[place],
+        seed=values["seed"],
+        tensorboard=tensorboard,
+    )
+    return Experiment(values, session, supernet, dataset)
+
+
+def announce(experiment: Experiment, batch_size: int) -> None:
+    """Say what is about to run: the devices, the space, and the cost of a step."""
+    supernet = experiment.supernet
+    device = jax.devices()[0]
+    small, large = (supernet.architecture(n) for n in ("smallest", "largest"))
+    print(f"nasjax {nasjax.__version__}, jax {jax.__version__}")
+    print(f"  devices  {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)")
+    print(f"  mesh     {dict(experiment.session.mesh.shape)}")
+    print(f"  data     {experiment.dataset.name}: {len(experiment.dataset.train):,} training, "
+          f"{len(experiment.dataset.test):,} test images of {experiment.dataset.image_shape}")
+    print(f"  space    {supernet.space.name}: {supernet.space.size:,} architectures")
+    print(f"  params   {supernet.count('params', small):,} to {supernet.count('params', large):,}")
+    if "flops" in supernet.costs:
+        print(f"  FLOPs    {supernet.count('flops', small):,} to {supernet.count('flops', large):,} "
+              "multiply-adds an image")
+        # Two levels, each a forward pass and a backward pass of twice its cost.
+        cost = 6 * batch_size * supernet.count("flops", large)
+        print(f"  a step   {cost:,} multiply-adds ({batch_size} images at either level)")
+    print(f"  workdir  {experiment.session.workdir}", flush=True)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn errors a user can act on into one sentence and an exit status, without a traceback."""
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)
+    except (NasjaxError, data.DataError, ImportError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def launch(main: Callable[[list[str]], None]) -> None:
+    """Run ``main`` under absl, with readable errors."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            print(f"error: unexpected arguments {argv[1:]}; every option begins with --.",
+                  file=sys.stderr)
+            sys.exit(2)
+        logging.set_verbosity(logging.WARNING)
+        with one_sentence():
+            main(argv)
+
+    app.run(guarded)

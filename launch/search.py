@@ -1,0 +1,171 @@
+"""Search a super-network by gradient, then compare the network it found.
+
+    python launch/search.py --config configs/quickstart.py --workdir runs/quickstart
+
+Writes arch.json, metrics.jsonl, result.json, report.html and checkpoints to the working
+directory. Interrupted in any way, the same command continues where it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from experiment import Experiment, alphas_optimizer, announce, budget, launch, open_experiment
+from ml_collections import config_flags
+
+import nasjax
+from nasjax import relax, report
+from nasjax.core import architecture
+from nasjax.train import phases
+from nasjax.train import state as states
+from nasjax.train.evaluate import Evaluator
+from nasjax.train.rng import stream
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes.")
+TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
+
+
+def main(argv: list[str]) -> None:
+    """Search, compare, report."""
+    del argv
+    run = open_experiment(CONFIG.value, WORKDIR.value, tensorboard=TENSORBOARD.value)
+    announce(run, run.recipe("search").batch_size)
+    _write_result(run, [], [])
+    weights, arch = search(run)
+    rows, samples = compare(run, weights, arch)
+    _write_result(run, rows, samples)
+    print("\n" + report.format_table(rows))
+    print(f"\nReport: {report.write_report(run.session.workdir)}")
+
+
+def search(run: Experiment) -> tuple[Any, dict[str, Any]]:
+    """The weights of the searched super-network and the architecture found, also in arch.json."""
+    settings = run.config["search"]
+    state, method = phases.search(
+        run.session,
+        run.supernet,
+        settings["relaxation"],
+        run.dataset,
+        run.recipe("search"),
+        alphas_optimizer(settings.get("alphas", {})),
+        weights_fraction=settings.get("weights_fraction", 0.5),
+        budget=budget(settings.get("budget")),
+        second_order=settings.get("second_order", False),
+    )
+    arch = relax.decode(run.supernet.space, method, state.alphas)
+    costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}
+    name = run.supernet.space.name
+    run.session.write_json("arch.json", {"space": name, "architecture": arch, **costs})
+    return states.evaluated(state), arch
+
+
+def compare(
+    run: Experiment, weights: Any, found: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of the table (GraViT-E Table 2) and random sub-networks of the super-network."""
+    settings = run.config["compare"]
+    evaluator = Evaluator(
+        run.session, run.dataset, settings["batch_size"], run.recipe("search").augmentation.size
+    )
+
+    def inherited(arch: dict[str, Any]) -> float:
+        return evaluator.architecture(run.supernet, weights, arch)
+
+    key = stream(run.session.key("compare"), "samples")
+    space = run.supernet.space
+    drawn = [
+        architecture.sample(space, jax.random.fold_in(key, i)) for i in range(settings["samples"])
+    ]
+    samples = [{**_describe(run, arch), "accuracy": inherited(arch)} for arch in drawn]
+    rows = [
+        {
+            "network": "found",
+            **_describe(run, found),
+            "inherited": inherited(found),
+            "fine_tuned": _trained(run, evaluator, "finetune", found, weights),
+            "retrained": _trained(run, evaluator, "retrain", found),
+        }
+    ]
+    largest = architecture.largest(space)
+    rows.append(
+        {
+            "network": "largest",
+            **_describe(run, largest),
+            "inherited": inherited(largest),
+            "fine_tuned": None,
+            "retrained": _trained(run, evaluator, "retrain/largest", largest)
+            if settings["retrain_largest"]
+            else None,
+        }
+    )
+    retrained = [
+        _trained(run, evaluator, f"retrain/random_{i}", arch)
+        for i, arch in enumerate(drawn[: settings["retrain_random"]])
+    ]
+    if samples:
+        rows.append(_mean_row(samples, retrained))
+    return rows, samples
+
+
+def _mean_row(samples: list[dict[str, Any]], retrained: list[float]) -> dict[str, Any]:
+    row = {
+        "network": f"random (mean of {len(samples)})",
+        "architecture": None,
+        **{c: float(np.mean([s[c] for s in samples])) for c in ("params", "flops")},
+        "inherited": float(np.mean([s["accuracy"] for s in samples])),
+        "inherited_std": float(np.std([s["accuracy"] for s in samples])),
+        "fine_tuned": None,
+        "retrained": None,
+    }
+    if retrained:
+        row["retrained"] = float(np.mean(retrained))
+        row["retrained_std"] = float(np.std(retrained))
+    return row
+
+
+def _describe(run: Experiment, arch: dict[str, Any]) -> dict[str, Any]:
+    costs = {c: run.supernet.count(c, arch) for c in ("params", "flops")}
+    return {"architecture": arch, **costs}
+
+
+def _trained(
+    run: Experiment, evaluator: Evaluator, phase: str, arch: dict[str, Any], weights: Any = None
+) -> float:
+    """Test accuracy of ``arch`` trained as its own network, from inherited weights if given."""
+    start = None
+    if weights is not None:
+        start = run.supernet.extract({"params": weights}, arch)["params"]
+    module = run.supernet.network(arch)
+    recipe = run.recipe("finetune" if weights is not None else "retrain")
+    state = phases.train(
+        run.session, phase, module, run.dataset, recipe, start, architecture=arch
+    )
+    accuracy = evaluator.network(module, states.evaluated(state))
+    for writer in run.session.writers:
+        writer.write(phase, int(state.step), {"test_accuracy": accuracy})
+    return accuracy
+
+
+def _write_result(run: Experiment, rows: list[Any], samples: list[Any]) -> None:
+    space = run.supernet.space
+    choices = [{"name": c.name, "options": list(c.options), "per": c.per} for c in space.choices]
+    run.session.write_json(
+        "result.json",
+        {
+            "space": {"name": space.name, "choices": choices, "size": str(space.size)},
+            "rows": rows,
+            "samples": samples,
+            "test_examples": len(run.dataset.test),
+            "versions": {"nasjax": nasjax.__version__, "jax": jax.__version__},
+            "device": jax.devices()[0].device_kind,
+        },
+    )
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    launch(main)

@@ -1,0 +1,152 @@
+"""Checkpoints: Orbax behind one small class.
+
+Saving is asynchronous and atomic: a step's directory appears when all of it is written. With the
+state go the position in the data and what the run is (space, configuration, version), which is
+checked before anything is restored.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from nasjax.train.errors import CheckpointError
+from nasjax.train.state import State
+
+_STATE, _EXTRA = "state", "extra"
+
+
+class Checkpointer:
+    """Saves and restores the states of one phase of a run.
+
+    Args:
+      directory: where the phase's checkpoints are.
+      identity: JSON-able facts that a checkpoint must share with the run that restores it.
+      keep: how many of the latest checkpoints to keep.
+
+    Raises:
+      CheckpointError: if ``directory`` cannot be made.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path | str, identity: Mapping[str, Any], keep: int = 2
+    ) -> None:
+        self.directory = pathlib.Path(directory).absolute()
+        self.identity = json.loads(json.dumps(identity))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise CheckpointError(
+                f"no checkpoints can be kept in {self.directory}: {error.strerror}; "
+                "choose a --workdir that can be written."
+            ) from None
+
+    def save(self, state: State, data: Mapping[str, Any], *, wait: bool = False) -> None:
+        """Save ``state`` and the position in the data; returns before it is on disk.
+
+        Args:
+          state: its ``step`` names the checkpoint; a step that is saved already is left alone.
+          data: JSON-able position in the data.
+          wait: whether to return only when everything is on disk.
+
+        Raises:
+          CheckpointError: if this or the previous save could not be written.
+        """
+        step = int(state.step)
+        extra = {"identity": self.identity, "data": dict(data)}
+        try:
+            if step not in self._manager.all_steps():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        **{
+                            _STATE: ocp.args.StandardSave(state),
+                            _EXTRA: ocp.args.JsonSave(extra),
+                        }
+                    ),
+                )
+            if wait:
+                self._manager.wait_until_finished()
+        except Exception as error:  # Orbax and TensorStore raise whatever the file system did
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.directory} "
+                f"({_reason(error)}); free space or choose another --workdir, then run the same "
+                "command again: it continues from the last good checkpoint."
+            ) from None
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint on disk."""
+        return self._manager.latest_step()
+
+    def restore(self, like: State) -> tuple[State, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its position in the data.
+
+        One that cannot be read is reported, removed, and the one before it is taken.
+
+        Args:
+          like: a state of the same structure, shapes and shardings.
+
+        Returns:
+          None where there is no checkpoint.
+
+        Raises:
+          CheckpointError: if the checkpoint is of another space, configuration or structure.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                extra = self._manager.restore(
+                    step, args=ocp.args.Composite(**{_EXTRA: ocp.args.JsonRestore()})
+                )[_EXTRA]
+                self._check(extra["identity"], step)
+                state = self._restore_state(step, like)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                logging.warning(
+                    "The checkpoint of step %d in %s cannot be read (%s); it is removed and the "
+                    "one before it is used.", step, self.directory, _reason(error),
+                )
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+                self._manager.reload()
+                continue
+            return state, extra["data"]
+        return None
+
+    def _restore_state(self, step: int, like: State) -> State:
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
+        return self._manager.restore(step, args=args)[_STATE]
+
+    def _check(self, found: Mapping[str, Any], step: int) -> None:
+        for name, expected in self.identity.items():
+            if found.get(name) != expected:
+                raise CheckpointError(
+                    f"the checkpoint of step {step} in {self.directory} has {name} "
+                    f"{found.get(name)!r}, but this run has {expected!r}; use another --workdir."
+                )
+
+    def close(self) -> None:
+        """Wait for saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

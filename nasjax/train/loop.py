@@ -1,0 +1,194 @@
+"""The loop: steps, progress, logs, checkpoints, and stopping without losing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from nasjax.train.checkpoint import Checkpointer
+from nasjax.train.errors import NonFiniteError, Stopped
+from nasjax.train.metrics import JsonlWriter, MetricWriter
+from nasjax.train.state import State
+from nasjax.train.steps import Step
+
+Describe = Callable[[State], Mapping[str, Any]]
+PATIENCE = 10  # steps in a row without a finite gradient before a run is given up
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the loop does what, in steps.
+
+    Attributes:
+      steps: length of the phase.
+      log: between lines of metrics.
+      save: between checkpoints.
+      epoch: steps in one pass over the training data, for the log.
+    """
+
+    steps: int
+    log: int
+    save: int
+    epoch: int
+
+
+class Interrupt:
+    """Notices Ctrl-C and SIGTERM, and lets the step under way finish."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Interrupt]:
+        """Catch the signals inside the ``with`` block; a second one is not caught."""
+        previous = {}
+
+        def note(number: int, frame: Any) -> None:
+            self.signal = signal.Signals(number).name
+            signal.signal(number, previous[number])
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
+                previous[number] = signal.signal(number, note)
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def run(
+    phase: str,
+    state: State,
+    step: Step,
+    loaders: Sequence[Any],
+    schedule: Schedule,
+    checkpointer: Checkpointer,
+    writers: Sequence[MetricWriter],
+    describe: Describe | None = None,
+) -> State:
+    """Run ``phase`` to its end from wherever its checkpoints say it is.
+
+    Args:
+      phase: name of the phase, for logs.
+      state: the state before the first step.
+      step: compiled ``(state, *batches) -> (state, metrics)``; it may donate the state.
+      loaders: one for each batch of the step.
+      schedule: how many steps, and when to log and save.
+      checkpointer: of this phase.
+      writers: where metrics go.
+      describe: further metrics of a state, computed when a line is logged.
+
+    Returns:
+      The state after the last step, which is saved.
+
+    Raises:
+      Stopped: after SIGINT or SIGTERM; the state is saved.
+      NonFiniteError: if gradients stay non-finite; the last good state stays on disk.
+    """
+    state = _resume(phase, state, loaders, checkpointer, writers)
+    done = int(state.step)
+    if done >= schedule.steps:
+        return state
+    interrupt = Interrupt()
+    bar = tqdm(
+        total=schedule.steps, initial=done, desc=phase, unit="step", dynamic_ncols=True,
+        disable=jax.process_index() != 0, file=sys.stderr, mininterval=0.5,
+    )
+    with interrupt.watch(), bar:
+        clock, counted = time.perf_counter(), done
+        for number in range(done, schedule.steps):
+            state, metrics = step(state, *(loader.batch(number) for loader in loaders))
+            bar.update(1)
+            last = number + 1 == schedule.steps
+            stop = interrupt.signal is not None
+            if last or stop or (number + 1) % schedule.log == 0:
+                line = _line(phase, state, metrics, describe)
+                seconds = time.perf_counter() - clock
+                line["epoch"] = (number + 1) // schedule.epoch
+                line["steps_per_second"] = round((number + 1 - counted) / seconds, 3)
+                clock, counted = time.perf_counter(), number + 1
+                bar.set_postfix_str(_summary(line), refresh=True)
+                if last or (number + 1) % schedule.log == 0:
+                    for writer in writers:
+                        writer.write(phase, number + 1, line)
+            if last or stop or (number + 1) % schedule.save == 0:
+                _check(phase, state, metrics)
+                checkpointer.save(state, _positions(loaders), wait=last or stop)
+            if stop and not last:
+                raise Stopped(
+                    f"{interrupt.signal}: stopped and saved after step {number + 1} of "
+                    f"{schedule.steps} of {phase}; run the same command again to continue."
+                )
+    return state
+
+
+def _resume(
+    phase: str,
+    state: State,
+    loaders: Sequence[Any],
+    checkpointer: Checkpointer,
+    writers: Sequence[MetricWriter],
+) -> State:
+    restored = checkpointer.restore(state)
+    if restored is not None:
+        state, positions = restored
+        for i, loader in enumerate(loaders):
+            loader.restore(positions[str(i)])
+    for writer in writers:
+        if isinstance(writer, JsonlWriter):
+            writer.rewind(phase, int(state.step))
+    return state
+
+
+def _positions(loaders: Sequence[Any]) -> dict[str, Any]:
+    return {str(i): loader.state() for i, loader in enumerate(loaders)}
+
+
+def _line(
+    phase: str, state: State, metrics: Mapping[str, jax.Array], describe: Describe | None
+) -> dict[str, Any]:
+    _check(phase, state, metrics)
+    line = {k: float(v) for k, v in metrics.items() if not k.startswith("finite/")}
+    return {**line, **(describe(state) if describe else {})}
+
+
+def _check(phase: str, state: State, metrics: Mapping[str, jax.Array]) -> None:
+    """Raise if the last steps were all skipped, naming what is not finite."""
+    skipped = int(state.skipped)
+    if skipped < PATIENCE:
+        return
+    names = [n for n in ("train_loss", "val_loss") if n in metrics and not np.isfinite(metrics[n])]
+    for partition, tree in state.trained.items():
+        each = metrics.get(f"finite/{partition}")
+        if each is not None:
+            paths = [jax.tree_util.keystr(p, simple=True, separator="/")
+                     for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            bad = [p for p, ok in zip(paths, np.asarray(each), strict=True) if not ok]
+            names += [f"the gradient of {partition}/{bad[0]}"] if bad else []
+            names += [f"{len(bad) - 1} gradients more"] if len(bad) > 1 else []
+    raise NonFiniteError(
+        f"{phase} is not finite any more: for {skipped} steps, up to step {int(state.step)}, "
+        f"{', '.join(names) or 'a gradient'} overflowed and the update was skipped; lower the "
+        "learning rate or clip gradients. The last good checkpoint is kept."
+    )
+
+
+def _summary(line: Mapping[str, Any]) -> str:
+    parts = [f"loss {line['train_loss']:.3f}", f"acc {line['train_accuracy']:.1%}"]
+    if "val_accuracy" in line:
+        parts.append(f"val {line['val_accuracy']:.1%}")
+    if "entropy" in line:
+        parts.append(f"entropy {line['entropy']:.2f}")
+    if "expected_params" in line:
+        parts.append(f"size {line['expected_params'] / 1e6:.3g}M")
+    return ", ".join(parts)

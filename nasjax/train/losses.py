@@ -1,0 +1,16 @@
+"""Losses and measures of classification."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy of ``logits (batch, classes)`` against soft ``labels (batch, classes)``."""
+    return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits.astype(jnp.float32)), -1))
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The share of examples whose likeliest class is the heaviest of soft ``labels``."""
+    return jnp.mean((jnp.argmax(logits, -1) == jnp.argmax(labels, -1)).astype(jnp.float32))

@@ -1,0 +1,280 @@
+"""The phases of a run: search a super-network, train one network.
+
+Each is one call that builds the step, resumes where its checkpoints are, and returns the final
+state; each can be called alone, from a notebook as well as from ``launch/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from absl import logging
+
+from nasjax import data, relax
+from nasjax.core import mixture as mixtures
+from nasjax.core.errors import NasjaxError
+from nasjax.core.supernet import Supernet
+from nasjax.train import loop, optim, sharding, steps
+from nasjax.train import state as states
+from nasjax.train.metrics import plain
+from nasjax.train.rng import stream
+from nasjax.train.session import Session
+from nasjax.train.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How weights are trained.
+
+    Attributes:
+      epochs: passes over the training data.
+      batch_size: examples of a step, over all devices.
+      optimizer: of the weights; its warm-up is given here, in epochs.
+      warmup_epochs: of linear warm-up.
+      augmentation: applied inside the step.
+      average: decay of a moving average of the weights, which is then what is evaluated; 0: none.
+      log_every: steps between lines of metrics.
+      save_every: steps between checkpoints.
+      workers: processes that read and decode data which does not fit in memory.
+    """
+
+    epochs: float
+    batch_size: int
+    optimizer: optim.Optimizer = dataclasses.field(default_factory=optim.Optimizer)
+    warmup_epochs: float = 0.0
+    augmentation: data.Augmentation = dataclasses.field(default_factory=data.Augmentation)
+    average: float = 0.0
+    log_every: int = 50
+    save_every: int = 500
+    workers: int = 0
+
+    def transformation(self, steps_per_epoch: int) -> Any:
+        """The optax transformation of the weights."""
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        optimizer = dataclasses.replace(self.optimizer, warmup_steps=warmup)
+        return optimizer.build(self.steps(steps_per_epoch))
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Length of the training in steps."""
+        return max(1, round(self.epochs * steps_per_epoch))
+
+    def schedule(self, steps_per_epoch: int) -> loop.Schedule:
+        """When the loop logs and saves."""
+        total = self.steps(steps_per_epoch)
+        return loop.Schedule(total, self.log_every, self.save_every, steps_per_epoch)
+
+
+def search(
+    session: Session,
+    supernet: Supernet,
+    relaxation: Mapping[str, Any],
+    dataset: data.Dataset,
+    recipe: Recipe,
+    alphas: optim.Optimizer,
+    *,
+    weights_fraction: float = 0.5,
+    budget: steps.Budget | None = None,
+    second_order: bool = False,
+) -> tuple[State, relax.Relaxation]:
+    """Search ``supernet`` by gradient (phase ``"search"``).
+
+    Args:
+      session: of the run.
+      supernet: what is searched.
+      relaxation: arguments of :func:`nasjax.relax.relaxation`, ``{"name": "drnas", ...}``.
+      dataset: its training part is divided between the two levels.
+      recipe: of the weights.
+      alphas: optimizer of the architecture parameters.
+      weights_fraction: part of the training data whose gradient the weights see.
+      budget: optional penalty on an expected cost.
+      second_order: whether the architecture's gradient looks one update of the weights ahead.
+
+    Returns:
+      The final state and the relaxation.
+    """
+    check_images(supernet, dataset, recipe.augmentation)
+    split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
+    loaders = [
+        make_loader(session, source, recipe, supernet.input_shape, seed)
+        for seed, source in enumerate((split.weights, split.alphas))
+    ]
+    per_epoch = loaders[0].steps_per_epoch
+    total = recipe.steps(per_epoch)
+    method = relax.relaxation(**{**relaxation, "steps": total})
+    tx = optim.partitioned(recipe.transformation(per_epoch), alphas.build(total))
+    step = steps.bilevel_step(
+        supernet,
+        method,
+        tx,
+        preparation(dataset, recipe.augmentation),
+        preparation(dataset, without_mixing(recipe.augmentation)),
+        budget=budget,
+        second_order=second_order,
+        decay=recipe.average,
+    )
+    key = session.key("search")
+
+    def create(key: jax.Array) -> State:
+        weights = supernet.init(stream(key, "init"))["params"]
+        start = relax.init_alphas(supernet.space, stream(key, "alphas"))
+        return states.create(key, weights, tx, alphas=start, average=recipe.average > 0)
+
+    state = place(session, create, key, supernet.names["params"])
+    describe = _describe(supernet, method, recipe.transformation, per_epoch)
+    compiled = compile_step(session, "search", step, state, [loader.batch(0) for loader in loaders])
+    with_checkpoints = session.checkpointer("search", space=supernet.space.name)
+    try:
+        state = loop.run(
+            "search", state, compiled, loaders, recipe.schedule(per_epoch), with_checkpoints,
+            session.writers, describe,
+        )
+    finally:
+        with_checkpoints.close()
+    return state, method
+
+
+def train(
+    session: Session,
+    phase: str,
+    module: nn.Module,
+    dataset: data.Dataset,
+    recipe: Recipe,
+    weights: Mapping[str, Any] | None = None,
+    **identity: Any,
+) -> State:
+    """Train one network on all of the training data.
+
+    Args:
+      session: of the run.
+      phase: name of the phase, also of its checkpoints.
+      module: the network.
+      dataset: the data.
+      recipe: how it is trained.
+      weights: to start from; drawn anew where None.
+      **identity: JSON-able facts that tell this training from others, e.g. the architecture.
+    """
+    size = recipe.augmentation.size
+    shape = dataset.image_shape if size is None else (size, size, dataset.image_shape[-1])
+    loader = make_loader(session, dataset.train, recipe, shape, 0)
+    per_epoch = loader.steps_per_epoch
+    tx = optim.partitioned(recipe.transformation(per_epoch))
+    step = steps.train_step(
+        module, tx, preparation(dataset, recipe.augmentation), decay=recipe.average
+    )
+
+    def create(key: jax.Array) -> State:
+        start = weights
+        if start is None:
+            variables = module.init(stream(key, "init"), np.zeros((1, *shape), np.float32))
+            start = nn.unbox(variables)["params"]
+        start = jax.tree.map(jax.numpy.array, start)  # a copy: the step donates its state
+        return states.create(key, start, tx, average=recipe.average > 0)
+
+    state = place(session, create, session.key(phase))
+    compiled = compile_step(session, phase, step, state, [loader.batch(0)])
+    checkpoints = session.checkpointer(phase, **identity)
+    try:
+        return loop.run(
+            phase, state, compiled, [loader], recipe.schedule(per_epoch), checkpoints,
+            session.writers,
+        )
+    finally:
+        checkpoints.close()
+
+
+def preparation(dataset: data.Dataset, augmentation: data.Augmentation) -> steps.Prepare:
+    """``(key, batch) -> (images, soft labels)`` for training batches of ``dataset``."""
+
+    def prepare(key: jax.Array, batch: steps.Batch) -> tuple[jax.Array, jax.Array]:
+        return augmentation(
+            key, batch["image"], batch["label"], dataset.num_classes, dataset.mean, dataset.std
+        )
+
+    return prepare
+
+
+def without_mixing(augmentation: data.Augmentation) -> data.Augmentation:
+    """The augmentation of the alphas' batches: true labels, since it is accuracy they are for."""
+    return dataclasses.replace(augmentation, mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+
+
+def check_images(
+    supernet: Supernet, dataset: data.Dataset, augmentation: data.Augmentation
+) -> None:
+    """Raise where the images of ``dataset`` are not those ``supernet`` is built for."""
+    height, width, channels = dataset.image_shape
+    if augmentation.size is not None:
+        height = width = augmentation.size
+    if (height, width, channels) != tuple(supernet.input_shape):
+        raise NasjaxError(
+            f"dataset {dataset.name!r} gives images of {height} x {width} x {channels}, but space "
+            f"{supernet.space.name!r} is built for {' x '.join(map(str, supernet.input_shape))}; "
+            "set space.image_size and space.channels, or augmentation.size to resize the images."
+        )
+
+
+def make_loader(
+    session: Session, source: Any, recipe: Recipe, shape: Sequence[int], part: int
+) -> data.Loader:
+    """The loader of training batches, spread over the mesh."""
+    seed = int(np.random.default_rng([session.seed, part]).integers(2**31))
+    size = shape[0] if isinstance(source, data.RecordSource) else None
+    return data.make_loader(
+        source, recipe.batch_size, seed, image_size=size, workers=recipe.workers,
+        sharding=sharding.batches(session.mesh),
+    )
+
+
+def place(
+    session: Session, create: Any, key: jax.Array, names: Mapping[str, Any] | None = None
+) -> State:
+    """Make a state where it will live: each array goes straight to its devices."""
+    shapes = jax.eval_shape(create, key)
+    shardings = sharding.state_shardings(shapes, names or {}, session.mesh, session.rules)
+    return jax.jit(create, out_shardings=shardings)(key)
+
+
+def compile_step(
+    session: Session, phase: str, step: steps.Step, state: State, batches: Sequence[steps.Batch]
+) -> Any:
+    """Compile ``step`` once, donating the state, and say what it will cost."""
+    where = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(
+        step, donate_argnums=0, out_shardings=(where, sharding.replicated(session.mesh))
+    )
+    with jax.set_mesh(session.mesh):
+        compiled = jitted.lower(state, *batches).compile()
+    memory = compiled.memory_analysis()
+    parameters = sum(x.size for x in jax.tree.leaves(state.weights))
+    device = jax.devices()[0]
+    needed = "unknown"
+    if memory is not None:
+        needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
+    logging.info(
+        "%s: %d x %s, mesh %s, %s parameters, %s examples a step, memory a device %s",
+        phase, jax.device_count(), device.device_kind, dict(session.mesh.shape),
+        f"{parameters:,}", len(batches[0]["label"]), needed,
+    )
+    return compiled
+
+
+def _describe(supernet: Supernet, method: relax.Relaxation, transformation: Any, epoch: int) -> Any:
+    costs = ["params", *(["flops"] if "flops" in supernet.costs else [])]
+
+    @jax.jit
+    def measure(alphas: Any) -> dict[str, Any]:
+        mixture = method.mean(alphas)
+        expected = {f"expected_{cost}": supernet.expect(cost, mixture) for cost in costs}
+        return {"entropy": mixtures.entropy(mixture), **expected, "mixture": mixture}
+
+    def describe(state: State) -> dict[str, Any]:
+        found = plain(measure(state.alphas))
+        return {**found, "architecture": relax.decode(supernet.space, method, state.alphas)}
+
+    del transformation, epoch
+    return describe

@@ -1,0 +1,212 @@
+"""Training steps: pure functions from a state and batches to a state and metrics.
+
+The bilevel step is the main job (DARTS, GraViT-E section 3.2, TangleNAS Algorithm 1): first the
+alphas on validation data, then the weights on training data under the new alphas. Both levels
+share one forward function and one optimizer with two partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from nasjax.core.supernet import Supernet
+from nasjax.relax import Relaxation
+from nasjax.train import optim
+from nasjax.train.losses import accuracy, cross_entropy
+from nasjax.train.rng import stream
+from nasjax.train.state import State
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Prepare = Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]
+Loss = Callable[[Any, Any], tuple[jax.Array, Metrics]]
+Step = Callable[..., tuple[State, Metrics]]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A penalty that draws the expected cost of the search towards a target.
+
+    ``strength * relu(E[cost] / target - 1)``: nothing below the target, linear above.
+
+    Attributes:
+      cost: name of the cost, ``"params"`` or ``"flops"`` (any of the super-network's).
+      target: the cost asked for, in parameters or multiply-adds.
+      strength: factor; 1 makes twice the target as bad as one unit of loss.
+    """
+
+    cost: str
+    target: float
+    strength: float = 1.0
+
+    def penalty(self, supernet: Supernet, mixture: Mapping[str, jax.Array]) -> jax.Array:
+        """The penalty of a mixture, a differentiable scalar."""
+        excess = supernet.expect(self.cost, mixture) / self.target - 1.0
+        return self.strength * jax.nn.relu(excess)
+
+
+def bilevel_step(
+    supernet: Supernet,
+    relaxation: Relaxation,
+    tx: optax.GradientTransformation,
+    prepare: Prepare,
+    prepare_alphas: Prepare,
+    *,
+    budget: Budget | None = None,
+    second_order: bool = False,
+    decay: float = 0.0,
+) -> Step:
+    """The step ``(state, weights_batch, alphas_batch) -> (state, metrics)`` of a search.
+
+    Args:
+      supernet: what is searched.
+      relaxation: how alphas become a mixture, drawn anew in each of the two forward passes.
+      tx: made by :func:`~nasjax.train.optim.partitioned`.
+      prepare: ``(key, batch) -> (images, soft labels)`` for the batch that trains the weights.
+      prepare_alphas: the same for the batch that trains the alphas.
+      budget: optional penalty on an expected cost.
+      second_order: differentiate the architecture's loss through one update of the weights,
+        exactly (DARTS approximates it by finite differences).
+      decay: of the moving average of the weights; 0 where none is kept.
+    """
+
+    def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
+        mixture = relaxation.mixture(alphas, stream(state.key, f"mixture/{name}", state.step), state.step)
+        variables = supernet.superpose({"params": weights}, mixture)
+        rngs = {"dropout": stream(state.key, f"dropout/{name}", state.step)}
+        images, labels = data
+        logits = supernet.module.apply(variables, images, train=True, rngs=rngs)
+        return cross_entropy(logits, labels), {"accuracy": accuracy(logits, labels)}
+
+    def step(state: State, weights_batch: Batch, alphas_batch: Batch) -> tuple[State, Metrics]:
+        for_weights = prepare(stream(state.key, "augment/weights", state.step), weights_batch)
+        for_alphas = prepare_alphas(stream(state.key, "augment/alphas", state.step), alphas_batch)
+
+        def weights_loss(weights: Any, alphas: Any) -> Any:
+            return classify(weights, alphas, state, "weights", for_weights)
+
+        def alphas_loss(alphas: Any) -> Any:
+            weights = state.weights
+            if second_order:
+                gradient = jax.grad(weights_loss, has_aux=True)(weights, alphas)[0]
+                trained = {**state.trained, optim.ALPHAS: alphas}
+                weights, _ = optim.update_partition(
+                    tx, optim.WEIGHTS, gradient, state.opt_state, trained
+                )
+            loss, aux = classify(weights, alphas, state, "alphas", for_alphas)
+            extra = relaxation.penalty(alphas)
+            if budget is not None:
+                extra = extra + budget.penalty(supernet, relaxation.mean(alphas))
+            return loss + extra, {**aux, "loss": loss}
+
+        metrics: Metrics = {}
+        finite = jnp.array(True)
+        if relaxation.learns:
+            gradient, aux = jax.grad(alphas_loss, has_aux=True)(state.alphas)
+            state, finite = _apply(tx, optim.ALPHAS, gradient, state, metrics)
+            metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
+        (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
+            state.weights, state.alphas
+        )
+        state, also = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        metrics |= {"train_loss": loss, "train_accuracy": aux["accuracy"]}
+        return _finish(state, finite & also, decay), metrics
+
+    return step
+
+
+def train_step(
+    module: nn.Module,
+    tx: optax.GradientTransformation,
+    prepare: Prepare,
+    *,
+    decay: float = 0.0,
+) -> Step:
+    """The step ``(state, batch) -> (state, metrics)`` that trains one network.
+
+    Args:
+      module: the network, called as ``module(images, train=...)``.
+      tx: made by :func:`~nasjax.train.optim.partitioned`.
+      prepare: ``(key, batch) -> (images, soft labels)``.
+      decay: of the moving average of the weights; 0 where none is kept.
+    """
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
+        rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
+
+        def loss(weights: Any) -> tuple[jax.Array, jax.Array]:
+            logits = module.apply({"params": weights}, images, train=True, rngs=rngs)
+            return cross_entropy(logits, labels), accuracy(logits, labels)
+
+        (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights)
+        metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
+        state, finite = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        return _finish(state, finite, decay), metrics
+
+    return step
+
+
+def _apply(
+    tx: optax.GradientTransformation, name: str, gradient: Any, state: State, metrics: Metrics
+) -> tuple[State, jax.Array]:
+    """Update one partition, unless its gradient is not finite: then nothing enters the state.
+
+    Adds the gradient's norm and, for each of its arrays, whether it is finite to ``metrics``.
+    """
+    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]
+    each = jnp.stack([jnp.isfinite(s) for s in squares])
+    finite = jnp.all(each)
+    metrics[f"finite/{name}"] = each
+    metrics[f"gradient_norm/{name}"] = jnp.sqrt(sum(squares))
+    gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.zeros_like(g)), gradient)
+    updated, opt_state = optim.update_partition(
+        tx, name, gradient, state.opt_state, state.trained
+    )
+    return state.replace(**{name: updated}, opt_state=opt_state), finite
+
+
+def _finish(state: State, finite: jax.Array, decay: float) -> State:
+    average = state.average
+    if average is not None:
+        # The average forgets its start: early on it follows the weights more closely.
+        rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+        average = jax.tree.map(lambda a, w: rate * a + (1.0 - rate) * w, average, state.weights)
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    return state.replace(step=state.step + 1, average=average, skipped=skipped)
+
+
+def evaluation_step(
+    apply: Callable[..., jax.Array], prepare: Callable[[Batch], jax.Array]
+) -> Callable[..., Metrics]:
+    """The step ``(*variables, batch) -> sums`` over the examples of a batch.
+
+    Args:
+      apply: ``(*variables, images) -> logits``.
+      prepare: ``batch -> images``, without chance.
+
+    Returns:
+      A function whose result adds up over batches: ``correct``, ``loss`` and ``weight``; padding
+      has weight 0, so that every example counts exactly once.
+    """
+
+    def step(*arguments: Any) -> Metrics:
+        *variables, batch = arguments
+        logits = apply(*variables, prepare(batch))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+        weight = batch["weight"]
+        return {
+            "correct": jnp.sum(correct * weight),
+            "loss": jnp.sum(losses * weight),
+            "weight": jnp.sum(weight),
+        }
+
+    return step
