@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,6 +19,7 @@ from nasjax import data, spaces
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.train import optim, phases, sharding, steps
+from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import Stopped
 from nasjax.train.session import Session, open_session
 
@@ -112,6 +115,63 @@ def open_experiment(
     return Experiment(values, session, supernet, dataset)
 
 
+def read_arch(supernet: Supernet, text: str) -> dict[str, Any]:
+    """The architecture called ``text``, or the one in the file ``text`` (an arch.json).
+
+    Raises:
+      NasjaxError: if the file is no architecture, or one of another space.
+    """
+    path = pathlib.Path(text)
+    if not path.is_file():
+        if path.suffix == ".json":
+            raise NasjaxError(f"there is no file {text}; give an arch.json or a name.")
+        return supernet.architecture(text)
+    try:
+        content = json.loads(path.read_text())
+        space, arch = content["space"], content["architecture"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise NasjaxError(
+            f'{path} is no architecture; {{"space": ..., "architecture": ...}} was expected.'
+        ) from None
+    if space != supernet.space.name:
+        raise NasjaxError(
+            f"{path} holds an architecture of space {space!r}, but the configuration searches "
+            f"{supernet.space.name!r}; use the configuration it was found with."
+        )
+    return supernet.architecture(arch)
+
+
+def read_weights(supernet: Supernet, source: str) -> Any:
+    """Super-network weights: of a search's working directory, or of the AutoFormer authors' file.
+
+    Raises:
+      NasjaxError: if ``source`` is neither.
+    """
+    path = pathlib.Path(source)
+    if path.is_file():
+        from nasjax.interop import import_weights, read_state_dict
+
+        return import_weights(read_state_dict(path), supernet)["params"]
+    directory = path / "checkpoints" / "search"
+    if not directory.is_dir():
+        raise NasjaxError(
+            f"{source} holds no searched super-network; give the --workdir of launch/search.py "
+            "or a file of weights (.pth, .safetensors)."
+        )
+    checkpoints = Checkpointer(directory, {})
+    try:
+        weights = checkpoints.read_weights()
+    finally:
+        checkpoints.close()
+    expected = jax.tree.map(lambda x: x.shape, supernet.shapes["params"])
+    if jax.tree.map(lambda x: x.shape, weights) != expected:
+        raise NasjaxError(
+            f"the super-network in {source} is not one of space {supernet.space.name!r}; use the "
+            "configuration it was searched with."
+        )
+    return weights
+
+
 def announce(experiment: Experiment, batch_size: int) -> None:
     """Say what is about to run: the devices, the space, and the cost of a step."""
     supernet = experiment.supernet
@@ -141,13 +201,22 @@ def one_sentence() -> Iterator[None]:
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
-    except (NasjaxError, data.DataError, ImportError) as error:
+    except (NasjaxError, ImportError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def launch(main: Callable[[list[str]], None]) -> None:
     """Run ``main`` under absl, with readable errors."""
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            # What ml_collections raises for a bad override, and a config file for its own faults.
+            text = " ".join(str(error).strip("'\"").replace("\\n", " ").split())
+            print(f"error: the configuration cannot be read: {text}", file=sys.stderr)
+            sys.exit(2)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -158,4 +227,8 @@ def launch(main: Callable[[list[str]], None]) -> None:
         with one_sentence():
             main(argv)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    sys.exit("experiment.py only helps the launchers; run search.py, train.py or evaluate.py.")

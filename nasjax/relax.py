@@ -92,7 +92,8 @@ def sparsemax(logits: jax.Array) -> jax.Array:
 
 def concentration(alpha: jax.Array) -> jax.Array:
     """DrNAS's Dirichlet concentration, elu(alpha) + 1."""
-    return jax.nn.elu(alpha) + 1.0
+    # Written out: (exp(alpha) - 1) + 1 is zero in float32 from alpha = -17 on, and a draw nan.
+    return jnp.where(alpha > 0, alpha + 1.0, jnp.exp(jnp.where(alpha > 0, 0.0, alpha)))
 
 
 def gumbel_softmax(
@@ -238,10 +239,10 @@ def relaxation(name: str, *, steps: int, **options: Any) -> Relaxation:
     """
     if name not in RELAXATIONS:
         raise NasjaxError(f"no relaxation {name!r}; {did_you_mean(name, RELAXATIONS)}")
-    if name in ("gdas", "snas"):
-        start, end = options.pop("temperature", (10.0, 0.1))
-        options["temperature"] = anneal(start, end, steps)
     try:
+        if name in ("gdas", "snas"):
+            start, end = options.pop("temperature", (10.0, 0.1))
+            options["temperature"] = anneal(start, end, steps)
         return RELAXATIONS[name](**options)
     except TypeError as error:
         raise NasjaxError(

@@ -61,7 +61,7 @@ def validate(space: SearchSpace, arch: Arch) -> dict[str, Any]:
     for choice in space.choices:
         if choice.per is None:
             continue
-        values, layers = arch[choice.name], depth(space, choice.per, legal)
+        values, layers = _plain(arch[choice.name]), depth(space, choice.per, legal)
         if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != layers:
             raise ArchitectureError(
                 f"{choice.name!r} = {values!r} must be a list of {layers} values, one for each "
@@ -73,12 +73,17 @@ def validate(space: SearchSpace, arch: Arch) -> dict[str, Any]:
     return {c.name: legal[c.name] for c in space.choices}
 
 
+def _plain(value: Any) -> Any:
+    """Numbers and lists of numbers in place of arrays."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _options(choice: Choice) -> str:
     return "{" + ", ".join(map(repr, choice.options)) + "}"
 
 
 def _legal(space: SearchSpace, choice: Choice, value: Any, field: str) -> Option:
-    value = value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value
+    value = _plain(value)
     for option in choice.options:
         if not isinstance(value, bool) and option == value:
             return option
@@ -145,15 +150,21 @@ def mutate(
 
 
 def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> dict[str, Any]:
-    """Take each value from one of two parents at random (from the deeper one where only it can)."""
+    """Take each value from one of two parents at random.
+
+    In layers that only the deeper parent has, its value is taken; in layers that neither has
+    (where the depth follows from several choices) one is drawn.
+    """
     rng = _generator(key)
 
     def pick(choice: Choice, layer: int | None) -> Option:
         parents = [first, second] if rng.integers(2) else [second, first]
         if layer is None:
             return parents[0][choice.name]
-        values = next(p[choice.name] for p in parents if layer < len(p[choice.name]))
-        return values[layer]
+        for parent in parents:
+            if layer < len(parent[choice.name]):
+                return parent[choice.name][layer]
+        return choice.options[rng.integers(len(choice.options))]
 
     return _build(space, pick)
 

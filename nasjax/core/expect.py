@@ -31,6 +31,8 @@ from nasjax.core.names import Leaf
 from nasjax.core.space import SearchSpace
 
 LAYERS = "z"
+# Upper-case letters, of which a space of many choices needs more than the alphabet has.
+_CHOICES = "".join(c for c in map(chr, range(0x250)) if c.isupper())
 _HIGHEST = jax.lax.Precision.HIGHEST  # masks are exact numbers; bfloat16 products would round them
 
 
@@ -75,7 +77,7 @@ def _table(
 
 
 def _choice_letter(space: SearchSpace, choice: str) -> str:
-    return string.ascii_uppercase[list(space.by_name).index(choice)]
+    return _CHOICES[list(space.by_name).index(choice)]
 
 
 def _axis_factor(space: SearchSpace, leaf: Leaf, axis: str, own: str) -> Factor:

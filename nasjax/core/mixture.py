@@ -50,16 +50,16 @@ def one_hot(space: SearchSpace, arch: Arch) -> dict[str, jax.Array]:
 
 
 def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
-    """The mixture of an encoded architecture; ``vector`` (genes,) may be traced or batched."""
+    """The mixture of an encoded architecture; ``vector (..., genes)`` may be traced."""
     index = {gene: i for i, gene in enumerate(architecture.genes(space))}
     mixture = {}
     for name, shape in shapes(space).items():
         rows = [index[name, None]] if len(shape) == 1 else [
             index[name, layer] for layer in range(shape[0])
         ]
-        chosen = jnp.asarray(vector)[jnp.asarray(rows)]
+        chosen = jnp.asarray(vector)[..., jnp.asarray(rows)]
         hot = jax.nn.one_hot(chosen, shape[-1], dtype=jnp.float32)
-        mixture[name] = hot[0] if len(shape) == 1 else hot
+        mixture[name] = hot[..., 0, :] if len(shape) == 1 else hot
     return mixture
 
 

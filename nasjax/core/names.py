@@ -120,6 +120,8 @@ def leaves(space: SearchSpace, names: Tree, variables: Tree) -> Iterator[Leaf]:
 def _leaf(
     space: SearchSpace, path: tuple[str, ...], shape: tuple[int, ...], spec: tuple[Any, ...]
 ) -> Leaf:
+    if len(spec) > len(shape):
+        raise SpaceError(f"{'/'.join(path)} has shape {shape}, but {len(spec)} named axes {spec}.")
     axes = tuple(a if a in space.axes else None for a in spec) + (None,) * (len(shape) - len(spec))
     stack, layer = None, None
     if axes and axes[0] in space.stacks:
@@ -129,6 +131,11 @@ def _leaf(
             match = re.fullmatch(rf"({'|'.join(map(re.escape, space.stacks))})_(\d+)", part)
             if space.stacks and match:
                 stack, layer = match[1], int(match[2])
+    if layer is not None and layer >= space.axis_size(stack):
+        raise SpaceError(
+            f"{'/'.join(path)} is in layer {layer} of {stack!r}, but in space {space.name!r} the "
+            f"deepest network has {space.axis_size(stack)} layers, counted from 0."
+        )
     for dim, axis in enumerate(axes):
         if axis is not None and shape[dim] != space.axis_size(axis):
             raise SpaceError(

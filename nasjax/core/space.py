@@ -43,7 +43,14 @@ class Choice:
     per: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(self.options))
+        # NumPy's numbers would not be JSON-able.
+        options = tuple(o.item() if isinstance(o, np.generic) else o for o in self.options)
+        object.__setattr__(self, "options", options)
+        if self.name == LAYER:
+            raise SpaceError(
+                f"a choice cannot be called {LAYER!r}: length functions receive the index of the "
+                "layer under that name."
+            )
         if not self.options:
             raise SpaceError(f"choice {self.name!r} has no options; give it at least one.")
         if len(set(self.options)) != len(self.options):

@@ -3,8 +3,10 @@
 import importlib
 from types import ModuleType
 
+from nasjax.core.errors import NasjaxError
 
-class DataError(ValueError):
+
+class DataError(NasjaxError):
     """Data, or a request for data, that nasjax cannot serve.
 
     The message says what is wrong, what was expected and what to do about it.

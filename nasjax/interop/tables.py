@@ -91,10 +91,10 @@ def import_tensors(
     flat = {}
     for leaf in plan:
         entry = table.entry(leaf.path)
+        names = [_found(entry, layer, state_dict) for layer in _layers(supernet.space, leaf)]
         parts = [
             _read(entry.layout, name, state_dict[name], leaf, supernet.space)
-            for name in (_found(entry, layer, state_dict) for layer in _layers(supernet.space, leaf))
-            if name is not None
+            for name in filter(None, names)
         ]
         value = np.stack(parts) if leaf.scanned else parts[0]
         flat[leaf.path] = np.ascontiguousarray(value, dtype=dtypes[leaf.path].dtype)

@@ -201,8 +201,8 @@ def active_statistics(next_fun: Any, args: Any, kwargs: Any, context: nn.module.
     params = module.variables["params"]
     bias = params.get("bias", jnp.zeros_like(params["scale"]))
     active = module.get_variable("active", "scale")
-    y = layer_norm(x, params["scale"], bias, active, module.epsilon)
-    return y.astype(module.dtype or x.dtype)
+    dtype = nn.dtypes.canonicalize_dtype(x, params["scale"], bias, dtype=module.dtype)
+    return layer_norm(x, params["scale"], bias, active, module.epsilon).astype(dtype)
 
 
 def per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:

@@ -48,7 +48,13 @@ class Checkpointer:
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            handlers = {
+                _STATE: ocp.StandardCheckpointHandler(),
+                _EXTRA: ocp.JsonCheckpointHandler(),
+            }
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
         except OSError as error:
             raise CheckpointError(
                 f"no checkpoints can be kept in {self.directory}: {error.strerror}; "
@@ -140,6 +146,30 @@ class Checkpointer:
                     f"the checkpoint of step {step} in {self.directory} has {name} "
                     f"{found.get(name)!r}, but this run has {expected!r}; use another --workdir."
                 )
+
+    def read_weights(self) -> Any:
+        """The weights of the newest checkpoint alone (their moving average where one is kept).
+
+        Raises:
+          CheckpointError: if there is no checkpoint that can be read.
+        """
+        step = self.latest()
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self.directory}.")
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            tree = self._manager.item_metadata(step)[_STATE]
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), dict(tree)
+            )
+            args = ocp.args.Composite(**{_STATE: ocp.args.StandardRestore(abstract)})
+            state = self._manager.restore(step, args=args)[_STATE]
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self.directory} cannot be read "
+                f"({_reason(error)}); remove it to use the one before."
+            ) from None
+        return state["average"] or state["weights"]
 
     def close(self) -> None:
         """Wait for saves under way."""

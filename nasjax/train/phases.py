@@ -7,12 +7,13 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from absl import logging
 
 from nasjax import data, relax
@@ -53,11 +54,19 @@ class Recipe:
     save_every: int = 500
     workers: int = 0
 
-    def transformation(self, steps_per_epoch: int) -> Any:
-        """The optax transformation of the weights."""
+    def resolved(self, steps_per_epoch: int) -> optim.Optimizer:
+        """The optimizer with its warm-up in steps."""
         warmup = round(self.warmup_epochs * steps_per_epoch)
-        optimizer = dataclasses.replace(self.optimizer, warmup_steps=warmup)
-        return optimizer.build(self.steps(steps_per_epoch))
+        return dataclasses.replace(self.optimizer, warmup_steps=warmup)
+
+    def transformation(self, steps_per_epoch: int) -> optax.GradientTransformation:
+        """The optax transformation of the weights."""
+        return self.resolved(steps_per_epoch).build(self.steps(steps_per_epoch))
+
+    def learning_rate(self, steps_per_epoch: int) -> Callable[[State], dict[str, float]]:
+        """The learning rate of a state's last step, for the log."""
+        schedule = self.resolved(steps_per_epoch).schedule(self.steps(steps_per_epoch))
+        return lambda state: {"learning_rate": float(schedule(state.step - 1))}
 
     def steps(self, steps_per_epoch: int) -> int:
         """Length of the training in steps."""
@@ -125,7 +134,7 @@ def search(
         return states.create(key, weights, tx, alphas=start, average=recipe.average > 0)
 
     state = place(session, create, key, supernet.names["params"])
-    describe = _describe(supernet, method, recipe.transformation, per_epoch)
+    describe = _describe(supernet, method, recipe.learning_rate(per_epoch))
     compiled = compile_step(session, "search", step, state, [loader.batch(0) for loader in loaders])
     with_checkpoints = session.checkpointer("search", space=supernet.space.name)
     try:
@@ -181,7 +190,7 @@ def train(
     try:
         return loop.run(
             phase, state, compiled, [loader], recipe.schedule(per_epoch), checkpoints,
-            session.writers,
+            session.writers, recipe.learning_rate(per_epoch),
         )
     finally:
         checkpoints.close()
@@ -263,7 +272,9 @@ def compile_step(
     return compiled
 
 
-def _describe(supernet: Supernet, method: relax.Relaxation, transformation: Any, epoch: int) -> Any:
+def _describe(
+    supernet: Supernet, method: relax.Relaxation, rate: Callable[[State], dict[str, float]]
+) -> Callable[[State], dict[str, Any]]:
     costs = ["params", *(["flops"] if "flops" in supernet.costs else [])]
 
     @jax.jit
@@ -273,8 +284,7 @@ def _describe(supernet: Supernet, method: relax.Relaxation, transformation: Any,
         return {"entropy": mixtures.entropy(mixture), **expected, "mixture": mixture}
 
     def describe(state: State) -> dict[str, Any]:
-        found = plain(measure(state.alphas))
+        found = {**rate(state), **plain(measure(state.alphas))}
         return {**found, "architecture": relax.decode(supernet.space, method, state.alphas)}
 
-    del transformation, epoch
     return describe

@@ -114,6 +114,19 @@ def test_sharded_batches_hold_the_same_examples():
         _loader(sharding=sharding)
 
 
+def test_processes_share_the_batches_of_one_run(monkeypatch):
+    whole = _loader().batch(0)["image"]
+    parts = []
+    for process in range(2):
+        monkeypatch.setattr(
+            "nasjax.data.grain_loader.process_share", lambda *_, process=process: (process, 2)
+        )
+        parts.append(_loader().batch(0)["image"])
+    assert [part.shape[0] for part in parts] == [2, 2]
+    # Dealt out like cards: the same crops of the same examples.
+    np.testing.assert_array_equal(np.stack(parts, 1).reshape(4, 6, 6, 3), whole)
+
+
 def test_steps_must_be_taken_in_order():
     loader = _loader()
     with pytest.raises(DataError, match=r"step is 3, but the next batch to be read is 0"):
