@@ -17,7 +17,7 @@ EXTRAS = {
     "images": ["pillow>=10"],
     "grain": ["grain>=0.2.16"],
     "tensorboard": ["tensorboardX>=2.6"],
-    "torch": ["torch>=2.2"],
+    "torch": ["torch>=2.5"],
     "safetensors": ["safetensors>=0.4"],
     "prepare": ["tensorflow-cpu>=2.16", "importlib_resources>=6"],
     "tpu": ["jax[tpu]>=0.10"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,8 @@ def open_experiment(
     """Build the objects of a run and claim its working directory."""
     values = plain(config)
     supernet = spaces.make(**values["space"])
-    dataset = data.load(**values["data"])
+    # An empty option is one left at its default, so that a name can be replaced on its own.
+    dataset = data.load(**{n: v for n, v in values["data"].items() if v != ""})
     place = values.get("sharding", "replicated")
     if place not in RULES:
         raise NasjaxError(f"config.sharding is {place!r}; {did_you_mean(place, RULES)}")
@@ -204,6 +206,9 @@ def one_sentence() -> Iterator[None]:
     except (NasjaxError, ImportError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a missing file: the last line says it
+        print(f"\nerror: {str(error).strip().splitlines()[-1].strip()}", file=sys.stderr)
+        sys.exit(2)
 
 
 def launch(main: Callable[[list[str]], None]) -> None:
@@ -224,6 +229,8 @@ def launch(main: Callable[[list[str]], None]) -> None:
                   file=sys.stderr)
             sys.exit(2)
         logging.set_verbosity(logging.WARNING)
+        if os.environ.get("NASJAX_DISTRIBUTED") == "1":
+            jax.distributed.initialize()  # finds the other hosts of a TPU pod or a Slurm job
         with one_sentence():
             main(argv)
 

@@ -6,6 +6,8 @@ import pathlib
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_LEGACY_PRNG_KEY", "error")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compilation; nothing here measures speed.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax  # noqa: E402 - the settings above must come first
 import pytest  # noqa: E402

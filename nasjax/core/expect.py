@@ -28,6 +28,7 @@ import numpy as np
 
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf
+from nasjax.core.precision import at_least_float32
 from nasjax.core.space import SearchSpace
 
 LAYERS = "z"
@@ -193,7 +194,7 @@ def _scale_forward(subscript, letters, value, factors):  # type: ignore[no-untyp
 
 def _scale_backward(subscript, letters, saved, cotangent):  # type: ignore[no-untyped-def]
     value, factors = saved
-    product = Factor((cotangent * value).astype(jnp.float32), subscript)
+    product = Factor(at_least_float32(cotangent * value), subscript)
     # Every contraction is kept within a layer: across layers it would transpose the product.
     spread = [
         _layered(Factor(f, sub), product) for f, sub in zip(factors, letters, strict=True)

@@ -192,6 +192,12 @@ class SearchSpace:
             values = {n: o[i] for n, o, i in zip(names, options, index, strict=True)}
             yield index, self.length(axis, values, layer)
 
+    @functools.cached_property
+    def inert(self) -> tuple[str, ...]:
+        """Choices that change the length of no axis, so that no mask can express them."""
+        used = {choice for axis in self.axes for choice in self.depends(axis)}
+        return tuple(c.name for c in self.choices if c.name not in used and len(c.options) > 1)
+
     @property
     def size(self) -> int:
         """The exact number of architectures; layers beyond the depth do not count."""

@@ -69,7 +69,12 @@ class Supernet:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Draw maximal variables."""
         self.names  # noqa: B018 - a space that does not fit the module fails here, not later
-        return nn.unbox(self.module.init(key, jnp.zeros((1, *self.input_shape))))
+        return self._init(key)
+
+    @functools.cached_property
+    def _init(self) -> Callable[[jax.Array], dict[str, Any]]:
+        example = jnp.zeros((1, *self.input_shape))
+        return jax.jit(lambda key: nn.unbox(self.module.init(key, example)))
 
     def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
         """Variables of the super-network under ``mixture``; see :func:`superpose`."""

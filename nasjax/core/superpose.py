@@ -39,7 +39,15 @@ def superpose(
       ``variables`` of the same shapes, and a collection ``"active"`` beside them, which tells
       each normalisation layer how much of each channel is there: the expected mask, at the path
       of its parameter ``scale``.
+
+    Raises:
+      SpaceError: if a choice changes the length of no axis: masks cannot express it.
     """
+    if space.inert:
+        raise SpaceError(
+            f"choice {space.inert[0]!r} of space {space.name!r} changes the length of no axis, so "
+            "its options cannot be superposed; such networks can be built, extracted and counted."
+        )
     flat = traverse_util.flatten_dict(dict(variables))
     plan = list(leaves(space, names, variables))
     weighed = {leaf.path: _weigh(space, leaf, flat[leaf.path], mixture) for leaf in plan}
@@ -94,7 +102,7 @@ def _weigh_moved(
             part = part * jnp.reshape(weight, weight.shape + (1,) * (part.ndim - weight.ndim))
             given[name] = jnp.zeros_like(mixture[name]).at[..., option].set(1.0)
         total = total + _weigh(space, rest, part, given)
-    return total
+    return total.astype(value.dtype)
 
 
 def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dict[str, Any]:

@@ -145,9 +145,7 @@ def _layers(space: SearchSpace, leaf: Leaf) -> Iterable[int | None]:
     return (leaf.layer,)
 
 
-def _found(
-    entry: Entry, layer: int | None, state_dict: Mapping[str, np.ndarray]
-) -> str | None:
+def _found(entry: Entry, layer: int | None, state_dict: Mapping[str, np.ndarray]) -> str | None:
     names = (template.format(layer) for template in entry.names)
     return next((name for name in names if name in state_dict), None)
 
@@ -171,7 +169,7 @@ def _read(
     value = layout.read(tensor, sizes)
     for dim in searched:
         axis = leaf.axes[dim]
-        keep = space.axes[axis].take(shape[dim], value.shape[dim])  # type: ignore[index]
+        keep = space.axes[axis].take(shape[dim], value.shape[dim])  # type: ignore[index, union-attr]
         value = np.take(value, keep, axis=dim)
     return value
 

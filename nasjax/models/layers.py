@@ -16,6 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nasjax.core.precision import at_least_float32
+
 Dtype = Any
 Initializer = jax.nn.initializers.Initializer
 Names = tuple[str | None, ...]
@@ -95,11 +97,12 @@ def layer_norm(
       active: how much of each channel is there (channels,); None for all of all.
       epsilon: added to the variance.
     """
-    x = x.astype(jnp.float32)
+    x = at_least_float32(x)
     if active is None:
-        weight = jnp.full(x.shape[-1:], 1.0 / x.shape[-1], jnp.float32)
+        weight = jnp.full(x.shape[-1:], 1.0 / x.shape[-1], x.dtype)
     else:  # normalised once for all tokens, so that each statistic is one weighted sum
-        weight = active.astype(jnp.float32) / jnp.maximum(jnp.sum(active), 1e-6)
+        active = at_least_float32(active)
+        weight = active / jnp.maximum(jnp.sum(active), 1e-6)
     centred = x - jnp.sum(x * weight, -1, keepdims=True)
     variance = jnp.sum(jnp.square(centred) * weight, -1, keepdims=True)
     return centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias

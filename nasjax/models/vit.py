@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nasjax.core.precision import at_least_float32
 from nasjax.models.layers import (
     DropPath,
     Dtype,
@@ -125,7 +126,7 @@ class Attention(nn.Module):
             query = query * scale
             logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
             logits = logits + jnp.einsum("bqhd,qkd->bhqk", query, to_keys)
-            weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(x.dtype)
+            weights = jax.nn.softmax(at_least_float32(logits)).astype(x.dtype)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
             mixed = mixed + jnp.einsum("bhqk,qkd->bqhd", weights, to_values)
         else:
@@ -250,7 +251,7 @@ class VisionTransformer(nn.Module):
         x = norm(self._blocks(x, grid, train))
         x = x[:, 0] if self.pool == "token" else jnp.mean(x[:, 1:], axis=1)
         head = Linear((self.num_classes,), ("embed", None), (None,), name="head", **dtypes)
-        return head(x).astype(jnp.float32)
+        return at_least_float32(head(x))
 
     def _blocks(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
         scales = self.attention_scale

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core.architecture import Arch
@@ -115,8 +114,8 @@ def autoformer(
     chosen = {**OPTIONS[variant], **(options or {})}
     published = {n: a for n, a in PUBLISHED.items() if n.endswith(f"-{variant}")}
     return vision_transformer(
-        f"autoformer_{variant.lower()}",
         chosen,
+        title=f"autoformer_{variant.lower()}",
         image_size=image_size,
         patch_size=patch_size,
         num_classes=num_classes,
@@ -138,8 +137,8 @@ def quickstart(
         "mlp_ratio": (1.0, 2.0, 3.0),
     }
     return vision_transformer(
-        "quickstart",
         options,
+        title="quickstart",
         image_size=image_size,
         patch_size=patch_size,
         num_classes=num_classes,
@@ -149,9 +148,9 @@ def quickstart(
 
 
 def vision_transformer(
-    name: str,
     options: Mapping[str, Sequence[Any]],
     *,
+    title: str = "vision_transformer",
     image_size: int | tuple[int, int],
     patch_size: int,
     num_classes: int,
@@ -167,8 +166,8 @@ def vision_transformer(
     """A super-network over vision transformers with the four choices of AutoFormer.
 
     Args:
-      name: name of the space.
       options: values of ``embed_dim``, ``depth``, ``num_heads`` and ``mlp_ratio``.
+      title: name of the space, in files and messages.
       image_size: side of the images in pixels, or (height, width).
       patch_size: side of a patch in pixels.
       num_classes: number of classes.
@@ -189,9 +188,14 @@ def vision_transformer(
     unknown = sorted(set(options) - set(OPTIONS["T"]))
     if unknown:
         raise SpaceError(f"{unknown[0]!r} is no choice here; {did_you_mean(unknown[0], OPTIONS['T'])}")
+    if fixed_qkv is not None and reach and len(set(options["num_heads"])) > 1:
+        raise SpaceError(
+            "relative positions need heads of one size, but with fixed_qkv their size depends on "
+            "their number; set reach=0."
+        )
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     space = SearchSpace(
-        name,
+        title,
         choices=(
             Choice("embed_dim", tuple(options["embed_dim"])),
             Choice("depth", tuple(options["depth"])),

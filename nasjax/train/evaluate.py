@@ -72,7 +72,7 @@ class Evaluator:
     def _accuracy(self, step: Callable[..., steps.Metrics], *variables: Any) -> float:
         sums = [step(*variables, batch) for batch in self._examples()]
         totals = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
-        return float(totals["correct"] / totals["weight"])
+        return float(totals["correct"]) / float(totals["weight"])
 
     def _examples(self) -> Any:
         place = sharding.batches(self._session.mesh)

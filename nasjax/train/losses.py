@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from nasjax.core.precision import at_least_float32
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of ``logits (batch, classes)`` against soft ``labels (batch, classes)``."""
-    return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(logits.astype(jnp.float32)), -1))
+    return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(at_least_float32(logits)), -1))
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -78,7 +78,9 @@ def open_session(
     path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        # A directory in which nothing has been trained yet may still change its mind.
+        begun = (workdir / "checkpoints").exists()
+        if path.exists() and begun:
             _check_same(path, plain)
         elif jax.process_index() == 0:
             write_json(path, plain)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nasjax.core.precision import at_least_float32
 from nasjax.core.supernet import Supernet
 from nasjax.relax import Relaxation
 from nasjax.train import optim
@@ -78,7 +79,8 @@ def bilevel_step(
     """
 
     def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
-        mixture = relaxation.mixture(alphas, stream(state.key, f"mixture/{name}", state.step), state.step)
+        key = stream(state.key, f"mixture/{name}", state.step)
+        mixture = relaxation.mixture(alphas, key, state.step)
         variables = supernet.superpose({"params": weights}, mixture)
         rngs = {"dropout": stream(state.key, f"dropout/{name}", state.step)}
         images, labels = data
@@ -86,30 +88,33 @@ def bilevel_step(
         return cross_entropy(logits, labels), {"accuracy": accuracy(logits, labels)}
 
     def step(state: State, weights_batch: Batch, alphas_batch: Batch) -> tuple[State, Metrics]:
+        before = state
         for_weights = prepare(stream(state.key, "augment/weights", state.step), weights_batch)
         for_alphas = prepare_alphas(stream(state.key, "augment/alphas", state.step), alphas_batch)
 
         def weights_loss(weights: Any, alphas: Any) -> Any:
-            return classify(weights, alphas, state, "weights", for_weights)
+            return classify(weights, alphas, before, "weights", for_weights)
 
-        def alphas_loss(alphas: Any) -> Any:
-            weights = state.weights
-            if second_order:
-                gradient = jax.grad(weights_loss, has_aux=True)(weights, alphas)[0]
-                trained = {**state.trained, optim.ALPHAS: alphas}
-                weights, _ = optim.update_partition(
-                    tx, optim.WEIGHTS, gradient, state.opt_state, trained
-                )
-            loss, aux = classify(weights, alphas, state, "alphas", for_alphas)
+        def alphas_loss(weights: Any, alphas: Any) -> Any:
+            loss, aux = classify(weights, alphas, before, "alphas", for_alphas)
             extra = relaxation.penalty(alphas)
             if budget is not None:
                 extra = extra + budget.penalty(supernet, relaxation.mean(alphas))
             return loss + extra, {**aux, "loss": loss}
 
+        def ahead(weights: Any, alphas: Any) -> Any:
+            gradient, _ = jax.grad(weights_loss, has_aux=True)(weights, alphas)
+            trained = {optim.WEIGHTS: weights, optim.ALPHAS: alphas}
+            return optim.update_partition(
+                tx, optim.WEIGHTS, gradient, before.opt_state, trained
+            )[0]
+
         metrics: Metrics = {}
         finite = jnp.array(True)
         if relaxation.learns:
-            gradient, aux = jax.grad(alphas_loss, has_aux=True)(state.alphas)
+            gradient, aux = architecture_gradient(
+                alphas_loss, state.weights, state.alphas, ahead if second_order else None
+            )
             state, finite = _apply(tx, optim.ALPHAS, gradient, state, metrics)
             metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
         (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
@@ -120,6 +125,29 @@ def bilevel_step(
         return _finish(state, finite & also, decay), metrics
 
     return step
+
+
+def architecture_gradient(
+    loss: Callable[[Any, Any], tuple[jax.Array, Any]],
+    weights: Any,
+    alphas: Any,
+    ahead: Callable[[Any, Any], Any] | None = None,
+) -> tuple[Any, Any]:
+    """Gradient in ``alphas`` of ``loss(weights, alphas) -> (value, aux)``, and ``aux``.
+
+    Args:
+      loss: the architecture's loss, on validation data.
+      weights: of the network.
+      alphas: architecture parameters.
+      ahead: ``(weights, alphas) -> weights`` after one update on training data. The gradient is
+        then that of ``loss(ahead(weights, alphas), alphas)``: the second order of DARTS (Liu et
+        al. 2019, equation 6), by differentiating through the update. Without it, first order.
+    """
+
+    def outer(alphas: Any) -> Any:
+        return loss(weights if ahead is None else ahead(weights, alphas), alphas)
+
+    return jax.grad(outer, has_aux=True)(alphas)
 
 
 def train_step(
@@ -161,7 +189,7 @@ def _apply(
 
     Adds the gradient's norm and, for each of its arrays, whether it is finite to ``metrics``.
     """
-    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradient)]
+    squares = [jnp.sum(jnp.square(at_least_float32(g))) for g in jax.tree.leaves(gradient)]
     each = jnp.stack([jnp.isfinite(s) for s in squares])
     finite = jnp.all(each)
     metrics[f"finite/{name}"] = each

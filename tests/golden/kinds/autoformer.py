@@ -15,7 +15,8 @@ from tests.golden.fixture import Fixture, GoldenError
 from tests.golden.kinds import _vision
 from tests.golden.outcome import Case, Quantity
 
-COSTS = {"num_params": "params_autoformer", "flops": "flops_autoformer"}
+# Their counts and ours; "params" is what there really is, which theirs is with absolute positions.
+COSTS = {"num_params": ("params_autoformer", "params"), "flops": ("flops_autoformer",)}
 _MAXIMA = {  # of the constructor, by the choice they bound
     "embed_dim": "embed_dim",
     "layer_num": "depth",
@@ -53,13 +54,14 @@ def options(fixture: Fixture) -> dict[str, tuple[Any, ...]]:
     return {choice: tuple(sorted(found)) for choice, found in values.items()}
 
 
-def costs(supernet: Supernet, case: Mapping[str, Any], suffix: str = "") -> Iterator[Quantity]:
+def costs(supernet: Supernet, case: Mapping[str, Any]) -> Iterator[Quantity]:
     """The counts that ``case`` gives."""
     arch = _vision.arch_of(case["arch"])
-    for name, cost in COSTS.items():
-        if case.get(name) is not None:
-            count = supernet.count(cost, arch)
-            yield Quantity.of(name + suffix, "count", count, case[name])
+    for theirs, ours in COSTS.items():
+        for cost in ours if case.get(theirs) is not None else ():
+            if cost != "params" or supernet.module.absolute:
+                count = supernet.count(cost, arch)
+                yield Quantity.of(cost, "count", count, case[theirs])
 
 
 def _build(fixture: Fixture, variant: str) -> tuple[Supernet, Any, Superposed | None]:

@@ -1,0 +1,119 @@
+"""Published training recipes as plain values, for configuration files to start from.
+
+Source: the released configurations of AutoFormer, TangleNAS and GraViT-E. Learning rates are for
+the batch sizes given and scale in proportion (``lr x batch / 512``). Of the published augmentation
+two pieces are missing here: repeated augmentation, and RandAugment's equalisation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def vit_augmentation(*, shift: int = 0, size: int | None = None) -> dict[str, Any]:
+    """AutoFormer's augmentation: RandAugment, erasing, mixup, cutmix, label smoothing.
+
+    Args:
+      shift: greatest shift in pixels, for images that are not cropped at random when read.
+      size: side the images are resized to inside the step.
+    """
+    return {
+        "shift": shift,
+        "flip": True,
+        "randaugment": (2, 9.0),
+        "erasing": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+        "size": size,
+    }
+
+
+def vit_recipe(
+    augmentation: dict[str, Any], *, epochs: float, warmup_epochs: float, batch_size: int
+) -> dict[str, Any]:
+    """AdamW as AutoFormer trains: 5e-4 for 512 images, weight decay 0.05, cosine to 1e-5.
+
+    Args:
+      augmentation: fields of :class:`nasjax.data.Augmentation`.
+      epochs: length of the training.
+      warmup_epochs: of linear warm-up from 1e-6.
+      batch_size: images of a step, over all devices.
+    """
+    return {
+        "epochs": float(epochs),
+        "batch_size": batch_size,
+        "optimizer": {
+            "learning_rate": 5e-4 * batch_size / 512,
+            "weight_decay": 0.05,
+            "warmup_rate": 1e-6,
+            "final_rate": 1e-5,
+        },
+        "warmup_epochs": float(warmup_epochs),
+        "augmentation": augmentation,
+        "log_every": 50,
+        "save_every": 1000,
+        "workers": 0,
+    }
+
+
+def vit_search(
+    augmentation: dict[str, Any], *, relaxation: str = "drnas", weights_fraction: float = 0.5
+) -> dict[str, Any]:
+    """The search of TangleNAS's scripts: 500 epochs of 1024 images, Adam 6e-4 for the alphas.
+
+    Args:
+      augmentation: fields of :class:`nasjax.data.Augmentation`.
+      relaxation: name of the relaxation.
+      weights_fraction: part of the training data whose gradient the weights see; GraViT-E
+        divides in half (A.2).
+    """
+    return {
+        "relaxation": {"name": relaxation},
+        "weights_fraction": weights_fraction,
+        "second_order": False,
+        "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
+        "alphas": {"learning_rate": 6e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
+        "recipe": vit_recipe(augmentation, epochs=500, warmup_epochs=20, batch_size=1024),
+    }
+
+
+def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
+    """The whole run of GraViT-E on CIFAR-10 or CIFAR-100 (Tables 1 to 3).
+
+    Args:
+      name: of the dataset.
+      classes: their number.
+      resolution: ``"32"`` (patches of 2) or ``"224"`` (patches of 16).
+
+    Raises:
+      ValueError: for another resolution.
+    """
+    if resolution not in ("32", "224"):
+        raise ValueError(f'the argument is "32" or "224", not {resolution!r}.')
+    large = resolution == "224"
+    augmentation = vit_augmentation(shift=4, size=224 if large else None)
+    training = vit_recipe(augmentation, epochs=300, warmup_epochs=5, batch_size=64)
+    return {
+        "seed": 0,
+        "space": {
+            "name": "autoformer",
+            "variant": "T",
+            "image_size": int(resolution),
+            "patch_size": 16 if large else 2,
+            "num_classes": classes,
+            "remat": False,
+        },
+        "data": {"name": name, "data_dir": ""},
+        "search": vit_search(augmentation),
+        "finetune": training,
+        "retrain": training,
+        "compare": {
+            "batch_size": 500,
+            "samples": 20,
+            "retrain_largest": False,
+            "retrain_random": 0,
+        },
+        "mesh": {"data": -1, "model": 1},
+        "sharding": "replicated",
+    }

@@ -1,0 +1,197 @@
+"""The launchers as a user runs them: killed, resumed, misused."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = pathlib.Path(__file__).with_name("tiny.py")
+STEPS = 33
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "launch" / script), *map(str, arguments)]
+
+
+def environment(devices=1):
+    return {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        # The same programs are compiled by every run here.
+        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), f"nasjax-{os.getpid()}"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+def start(workdir, *extra, devices=1):
+    arguments = command("search.py", "--config", CONFIG, "--workdir", workdir, *extra)
+    return subprocess.Popen(
+        arguments, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, status=0):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == status, output
+    return output
+
+
+def rows(workdir, phase="search"):
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        row.pop("steps_per_second", None)  # the only thing that may differ
+        if row["phase"] == phase:
+            found.append(row)
+    return found
+
+
+def run_and_kill(workdir, how, devices):
+    """Start a search and interrupt it after a random number of logged steps."""
+    process = start(workdir, devices=devices)
+    after = random.randint(2, STEPS // 3 - 2)
+    began = time.time()
+    while len(rows(workdir)) < after and process.poll() is None:
+        assert time.time() - began < 300
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(how)
+    return process
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    made = {}
+
+    def run(devices):
+        if devices not in made:
+            workdir = tmp_path_factory.mktemp(f"whole_{devices}")
+            finish(start(workdir, devices=devices))
+            made[devices] = workdir
+        return made[devices]
+
+    return run
+
+
+@pytest.mark.parametrize(("how", "devices"), [(signal.SIGKILL, 8), (signal.SIGTERM, 1)])
+def test_interrupted_and_resumed_is_bit_identical(uninterrupted, tmp_path, how, devices):
+    process = run_and_kill(tmp_path, how, devices)
+    if how == signal.SIGKILL:
+        process.communicate()
+    else:
+        output = finish(process, status=130)
+        assert "run the same command again to continue" in output and "Traceback" not in output
+    finish(start(tmp_path, devices=devices))
+    whole = uninterrupted(devices)
+    assert (tmp_path / "arch.json").read_bytes() == (whole / "arch.json").read_bytes()
+    for phase in ("search", "finetune", "retrain"):
+        assert rows(tmp_path, phase) == rows(whole, phase) != []
+
+
+def test_a_finished_run_leaves_what_a_user_needs(uninterrupted):
+    workdir = uninterrupted(1)
+    arch = json.loads((workdir / "arch.json").read_text())
+    assert arch["space"] == "vision_transformer" and arch["params"] > 0 and arch["flops"] > 0
+    result = json.loads((workdir / "result.json").read_text())
+    found = result["rows"][0]
+    assert all(0 <= found[k] <= 1 for k in ("inherited", "fine_tuned", "retrained"))
+    assert "<svg" in (workdir / "report.html").read_text()
+    last = rows(workdir)[-1]
+    assert last["step"] == STEPS
+    for name in ("train_loss", "val_loss", "entropy", "expected_params", "learning_rate", "mixture"):
+        assert name in last
+
+
+def sentence(process_output):
+    assert "Traceback" not in process_output, process_output
+    return [line for line in process_output.splitlines() if line.startswith("error:")][0]
+
+
+def complain(script, *arguments):
+    done = subprocess.run(
+        command(script, *arguments), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    return sentence(done.stdout + done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.space.name=vision_transfomer", "did you mean 'vision_transformer'"),
+        ("--config.search.relaxation.name=drnass", "did you mean 'drnas'"),
+        ("--config.data.name=digitz", "digits"),
+        ("--config.sedd=1", 'Did you mean "seed"'),
+        ("--config.data.name=tfds:cifar10", "not prepared"),
+        ("--config.search.recipe.batch_size=5000", "batch_size"),
+        ("--config.mesh.model=3", "mesh"),
+        ("--config.space.image_size=16", "built for"),
+    ],
+)
+def test_bad_configuration_is_one_sentence(tmp_path, override, expected):
+    assert expected in complain(
+        "search.py", "--config", CONFIG, "--workdir", tmp_path, override
+    )
+
+
+def test_a_directory_of_another_run_is_refused(uninterrupted):
+    message = complain(
+        "search.py", "--config", CONFIG, "--workdir", uninterrupted(1), "--config.seed=7"
+    )
+    assert "seed was 0, is 7" in message
+
+
+def test_batch_must_divide_over_devices(tmp_path):
+    output = finish(start(tmp_path, "--config.search.recipe.batch_size=60", devices=8), status=2)
+    assert "60" in sentence(output) and "8 devices" in sentence(output)
+
+
+def test_nan_loss_is_named(tmp_path):
+    output = finish(
+        start(tmp_path, "--config.search.recipe.optimizer.learning_rate=1e30"), status=2
+    )
+    message = sentence(output)
+    assert "not finite" in message and "learning rate" in message and "gradient of weights" in message
+
+
+def test_evaluate_and_train_take_what_search_found(uninterrupted, tmp_path):
+    searched = uninterrupted(1)
+    shared = ["--config", CONFIG, "--weights", searched, "--arch", searched / "arch.json"]
+    done = subprocess.run(
+        command("evaluate.py", *shared), env=environment(), capture_output=True, text=True, check=True
+    )
+    printed = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads((searched / "result.json").read_text())["rows"][0]
+    assert printed["test_accuracy"] == found["inherited"]
+    train = command("train.py", *shared, "--workdir", tmp_path, "--init", "inherit")
+    subprocess.run(train, env=environment(), capture_output=True, check=True)
+    network = json.loads((tmp_path / "network.json").read_text())
+    assert network["architecture"] == found["architecture"]
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"space": "autoformer_t", "architecture": {}}))
+    assert "space 'autoformer_t'" in complain(
+        "evaluate.py", "--config", CONFIG, "--weights", searched, "--arch", wrong
+    )
+    illegal = tmp_path / "illegal.json"
+    arch = {**found["architecture"], "embed_dim": 11}
+    illegal.write_text(json.dumps({"space": "vision_transformer", "architecture": arch}))
+    assert "the nearest is 12" in complain(
+        "evaluate.py", "--config", CONFIG, "--weights", searched, "--arch", illegal
+    )

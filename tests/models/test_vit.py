@@ -1,0 +1,248 @@
+"""The vision transformer by itself: positions, attention, options of the computation."""
+
+import doctest
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nasjax.models import vit
+from nasjax.models.vit import Attention, VisionTransformer, relative_index
+
+SMALL: dict[str, Any] = {
+    "num_classes": 3,
+    "embed_dim": 8,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_dim": 12,
+    "patch_size": 2,
+    "head_dim": 4,
+    "reach": 2,
+}
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def randomised(tree: Any, scale: float = 0.3) -> Any:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.float32(scale * rng.standard_normal(x.shape)), tree)
+
+
+def shapes(model: nn.Module, x: Any) -> Any:
+    return nn.unbox(jax.eval_shape(model.init, jax.random.key(0), x))
+
+
+IMAGES = draw(2, 4, 6, 2, seed=5)
+
+
+def test_relative_index_by_hand() -> None:
+    # Tokens: the class token, then the patches 0 1 2 of the first row and 3 4 5 of the second.
+    down, across = relative_index((2, 3), reach=1)
+    near = [[0] * 7, *[[0, 2, 2, 2, 3, 3, 3]] * 3, *[[0, 1, 1, 1, 2, 2, 2]] * 3]
+    np.testing.assert_array_equal(down, near)
+    row = [[2, 3, 3], [1, 2, 3], [1, 1, 2]]  # from column 0, 1, 2; two columns away counts as one
+    np.testing.assert_array_equal(across, [[0] * 7, *[[0, *r, *r] for r in row * 2]])
+    far = [[15, 16, 17], [14, 15, 16], [13, 14, 15]]
+    np.testing.assert_array_equal(relative_index((1, 3), reach=14)[1][1:, 1:], far)
+    np.testing.assert_array_equal(relative_index((3, 1), reach=14)[0][1:, 1:], far)
+
+
+def test_relative_positions_are_added_to_keys_and_values() -> None:
+    model = Attention(num_heads=2, head_dim=4, features=5, reach=1)
+    x = draw(3, 7, 6)
+    shape = jax.eval_shape(lambda: model.init(jax.random.key(0), x, (2, 3)))
+    params = randomised(nn.unbox(shape), 0.5)["params"]
+    got = model.apply({"params": params}, x, (2, 3))
+
+    p = jax.tree.map(np.float64, params)
+    qkv = np.einsum("bne,ejw->bnjw", x, p["qkv"]["kernel"]) + p["qkv"]["bias"].reshape(3, 8)
+    q, k, v = (qkv[:, :, i].reshape(3, 7, 2, 4) for i in range(3))
+    mixed = np.zeros((3, 7, 2, 4))
+    down, across = relative_index((2, 3), 1)
+    tables = [
+        p[n]["vertical"][down] + p[n]["horizontal"][across]
+        for n in ("relative_key", "relative_value")
+    ]
+    for i in range(7):
+        logits = np.einsum("bhd,bkhd->bhk", q[:, i], k + tables[0][i][None, :, None]) / 2
+        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        mixed[:, i] = np.einsum("bhk,bkhd->bhd", weights, v + tables[1][i][None, :, None])
+    expected = mixed.reshape(3, 7, 8) @ p["proj"]["kernel"] + p["proj"]["bias"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_no_reach_is_tables_of_zeros(bias: bool, scale: float | None) -> None:
+    fields: dict[str, Any] = {"num_heads": 2, "head_dim": 4, "features": 5, "qkv_bias": bias}
+    far, none = (Attention(**fields, scale=scale, reach=r) for r in (2, 0))
+    x = draw(3, 7, 6)
+    shape = jax.eval_shape(lambda: far.init(jax.random.key(0), x, (2, 3)))
+    params = randomised(nn.unbox(shape), 0.5)["params"]
+    params |= {
+        n: jax.tree.map(np.zeros_like, t) for n, t in params.items() if n.startswith("relative")
+    }
+    assert ("bias" in params["qkv"]) == bias
+    plain = {n: t for n, t in params.items() if not n.startswith("relative")}
+    np.testing.assert_allclose(
+        far.apply({"params": params}, x, (2, 3)),
+        none.apply({"params": plain}, x, (2, 3)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_patches_are_read_row_by_row() -> None:
+    patches, grid = vit._patches(jnp.arange(2 * 4 * 6).reshape(2, 4, 6, 1), 2)
+    assert grid == (2, 3) and patches.shape == (2, 6, 2, 2, 1)
+    np.testing.assert_array_equal(patches[0, 1, :, :, 0], [[2, 3], [8, 9]])
+    np.testing.assert_array_equal(patches[0, 3, :, :, 0], [[12, 13], [18, 19]])
+
+
+def test_scanned_layers_are_the_unrolled_ones() -> None:
+    scanned = VisionTransformer(**SMALL)
+    unrolled = VisionTransformer(**{**SMALL, "num_heads": (2, 2), "mlp_dim": (12, 12)})
+    variables = randomised(shapes(scanned, IMAGES))
+    blocks = variables["params"]["blocks"]
+    rest = {n: p for n, p in variables["params"].items() if n != "blocks"}
+    layers = {f"blocks_{i}": jax.tree.map(lambda x: x[i], blocks) for i in range(2)}  # noqa: B023
+    np.testing.assert_allclose(
+        scanned.apply(variables, IMAGES),
+        unrolled.apply({"params": rest | layers}, IMAGES),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_pooling() -> None:
+    # With all weights of the blocks zero a token passes to the head alone.
+    outputs = {}
+    for pool in ("mean", "token"):
+        model = VisionTransformer(**SMALL, pool=pool)
+        variables = randomised(shapes(model, IMAGES))
+        blocks = jax.tree.map(np.zeros_like, variables["params"]["blocks"])
+        variables["params"] |= {"blocks": blocks}
+        outputs[pool] = model.apply(variables, IMAGES)
+        moved = model.apply(variables, IMAGES + 1)
+        assert np.allclose(outputs[pool], moved) == (pool == "token")
+    assert not np.allclose(outputs["mean"], outputs["token"])
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_recomputing_changes_neither_output_nor_gradients(active: bool) -> None:
+    plain, remat = (VisionTransformer(**SMALL, remat=r) for r in (False, True))
+    variables = randomised(shapes(plain, IMAGES))
+    extra: dict[str, Any] = {}
+    if active:
+        mask = np.float32([1] * 5 + [0.5] * 2 + [0])
+        norms = {n: {"scale": np.stack([mask] * 2)} for n in ("norm_attention", "norm_mlp")}
+        extra = {"active": {"blocks": norms, "norm": {"scale": mask}}}
+
+    def loss(model: nn.Module, params: Any) -> jax.Array:
+        return jnp.sum(model.apply({**params, **extra}, IMAGES, train=True) ** 2)
+
+    results = [
+        jax.jit(jax.value_and_grad(functools.partial(loss, model)))(variables)
+        for model in (plain, remat)
+    ]
+    assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * max(1.0, np.max(np.abs(x))))
+    if active:
+        whole = jnp.sum(plain.apply(variables, IMAGES) ** 2)
+        assert not np.isclose(whole, results[0][0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("reach", [0, 2])
+def test_half_precision(reach: int) -> None:
+    fields = {**SMALL, "reach": reach}
+    full, half = VisionTransformer(**fields), VisionTransformer(**fields, dtype=jnp.bfloat16)
+    initial = jax.eval_shape(half.init, jax.random.key(0), IMAGES)
+    assert {x.dtype for x in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
+    variables = randomised(shapes(full, IMAGES))
+    got, expected = half.apply(variables, IMAGES), full.apply(variables, IMAGES)
+    assert got.dtype == expected.dtype == jnp.float32
+    assert 0 < np.max(np.abs(got - expected)) < 0.05 * np.max(np.abs(expected))
+    inner = jax.make_jaxpr(half.apply)(variables, IMAGES)
+    products = [
+        [v.aval.dtype for v in e.invars] for e in _equations(inner.jaxpr) if "dot_general" in str(e.primitive)
+    ]
+    assert len(products) > 5 and {d for p in products for d in p} == {jnp.dtype(jnp.bfloat16)}
+    gradient = jax.eval_shape(jax.grad(lambda v: half.apply(v, IMAGES).sum()), variables)
+    assert {x.dtype for x in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
+
+
+def _equations(jaxpr: Any) -> Any:
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            if hasattr(inner, "eqns"):
+                yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+def test_training_without_dropout_needs_no_random_numbers() -> None:
+    model = VisionTransformer(**SMALL)
+    variables = randomised(shapes(model, IMAGES))
+    np.testing.assert_array_equal(
+        model.apply(variables, IMAGES, train=True), model.apply(variables, IMAGES)
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{"dropout": 0.5}, {"drop_path": (0.5, 0.5)}], ids=["dropout", "path"]
+)
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+def test_training_drops_and_evaluation_does_not(fields: Any, layers: str, key: jax.Array) -> None:
+    sizes = {"num_heads": (2, 2)} if layers == "unrolled" else {}
+    model = VisionTransformer(**{**SMALL, **sizes}, **fields)
+    variables = randomised(shapes(model, IMAGES))
+    run = jax.jit(lambda k: model.apply(variables, IMAGES, train=True, rngs={"dropout": k}))
+    kept = model.apply(variables, IMAGES)
+    np.testing.assert_array_equal(run(key), run(key))
+    outputs = [np.asarray(run(jax.random.fold_in(key, i))) for i in range(3)]
+    assert all(not np.allclose(o, kept) for o in outputs[:1])
+    assert not np.allclose(outputs[0], outputs[1]) or not np.allclose(outputs[0], outputs[2])
+    plain = VisionTransformer(**{**SMALL, **sizes})
+    np.testing.assert_array_equal(kept, plain.apply(variables, IMAGES))
+
+
+def test_a_path_that_is_never_dropped_in_the_first_block(key: jax.Array) -> None:
+    # Rates are per block: with (0, 1 - tiny) the second block is gone and the first is not.
+    model = VisionTransformer(**SMALL, drop_path=(0.0, 1 - 1e-6))
+    variables = randomised(shapes(model, IMAGES))
+    got = model.apply(variables, IMAGES, train=True, rngs={"dropout": key})
+    blocks = jax.tree.map(lambda x: x * np.float32([1, 0]).reshape(2, *[1] * (x.ndim - 1)),
+                          variables["params"]["blocks"])
+    alone = {"params": variables["params"] | {"blocks": blocks}}
+    expected = VisionTransformer(**SMALL).apply(alone, IMAGES)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_images_must_divide_into_patches() -> None:
+    model = VisionTransformer(**{**SMALL, "patch_size": 4})
+    with pytest.raises(ValueError, match="images of 4 x 6 pixels do not divide into .* 4 x 4"):
+        jax.eval_shape(model.init, jax.random.key(0), IMAGES)
+
+
+def test_users_of_nnx_wrap_it() -> None:
+    module = VisionTransformer(**SMALL)
+    # NNX would place each parameter as it is made, and has no rules for our axes' names.
+    with nnx.use_eager_sharding(False):
+        model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), IMAGES)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    got = model(IMAGES)
+    assert got.shape == (2, 3)
+    np.testing.assert_allclose(got, module.apply({"params": params}, IMAGES), rtol=1e-6)
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(vit) == doctest.TestResults(failed=0, attempted=3)
