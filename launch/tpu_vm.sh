@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Run a launcher on every worker of a Cloud TPU VM or pod.
 #
-#   launch/tpu_vm.sh NAME ZONE launch/search.py --config configs/gravite_cifar10.py --workdir gs://BUCKET/run
+#   launch/tpu_vm.sh NAME ZONE launch/search.py --config configs/gravite_cifar10.py --workdir /mnt/SHARED/run
 #
 # The checkout is copied to each worker and installed there; set DRY_RUN=1 to print the commands.
-# Started again after a preemption, the same command continues the run.
+# The working directory must be one that all workers see. Started again after a preemption, the same command continues the run.
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then

@@ -50,7 +50,7 @@ def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) ->
 
     def mask(length: int) -> np.ndarray:
         row = np.zeros(space.axis_size(axis), np.float32)
-        row[space.axes[axis].take(length, row.size)] = 1.0
+        row[space.axis(axis).take(length, row.size)] = 1.0
         return row
 
     return _table(space, axis, layers, mask)
@@ -148,7 +148,7 @@ def expected_product(
             table, letters = table[..., leaf.layer], letters[:-1]
         factors.append(Factor(table, letters))
     factors += [_weight_factor(space, mixture, leaf, c) for c in choices]
-    return _product(factors, "").array if factors else jnp.ones(())
+    return jnp.asarray(_product(factors, "").array) if factors else jnp.ones(())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

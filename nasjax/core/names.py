@@ -151,7 +151,7 @@ def _leaf(
 
 
 def _check_layers(space: SearchSpace, axis: str, leaf: Leaf) -> None:
-    per = {space.choice(c).per for c in space.depends(axis)} - {None}
+    per = {p for c in space.depends(axis) if (p := space.choice(c).per) is not None}
     if space.uses_layer(axis) and leaf.stack is None or per - {leaf.stack}:
         raise SpaceError(
             f"axis {axis!r} of {leaf} is chosen per layer of {' or '.join(sorted(per)) or 'a stack'}"

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -157,22 +158,28 @@ class SearchSpace:
             )
         return self.by_name[name]
 
+    def axis(self, name: str) -> Axis:
+        """The axis called ``name``."""
+        axis = self.axes[name]
+        assert isinstance(axis, Axis)  # __post_init__ made it one
+        return axis
+
     def depends(self, axis: str) -> tuple[str, ...]:
         """Names of the choices that the length of ``axis`` depends on."""
-        return tuple(n for n in _arguments(self.axes[axis].length) if n != LAYER)
+        return tuple(n for n in _arguments(self.axis(axis).length) if n != LAYER)
 
     def uses_layer(self, axis: str) -> bool:
         """Whether the length of ``axis`` is a function of the layer's index too."""
-        return LAYER in _arguments(self.axes[axis].length)
+        return LAYER in _arguments(self.axis(axis).length)
 
     def length(self, axis: str, values: Mapping[str, Option], layer: int | None = None) -> int:
         """Length of ``axis`` for given values of the choices it depends on."""
-        length = self.axes[axis].length
+        length = self.axis(axis).length
         if isinstance(length, int):
             return length
         if isinstance(length, str):
             return int(values[length])
-        given = {n: values[n] for n in self.depends(axis)}
+        given: dict[str, Any] = {n: values[n] for n in self.depends(axis)}
         if self.uses_layer(axis):
             given[LAYER] = layer
         return int(length(**given))

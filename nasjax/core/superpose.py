@@ -60,7 +60,7 @@ def superpose(
 
 
 def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
-    moved = [a for a in leaf.axes if a is not None and space.axes[a].put is not None]
+    moved = [a for a in leaf.axes if a is not None and space.axis(a).put is not None]
     if moved:
         return _weigh_moved(space, leaf, moved, value, mixture)
     factors = mask_factors(space, mixture, leaf)
@@ -89,10 +89,12 @@ def _weigh_moved(
         leaf.stack,
         leaf.layer,
     )
+    put = space.axis(axis).put
+    assert put is not None
     total = jnp.zeros_like(value)
     for index, length in space.lengths(axis):
         source = np.full(size, size)  # out of bounds: filled with zero
-        source[space.axes[axis].put(length, size)] = space.axes[axis].take(length, size)  # type: ignore[misc]
+        source[put(length, size)] = space.axis(axis).take(length, size)
         part = jnp.take(value, source, axis=dim, mode="fill", fill_value=0)
         given = dict(mixture)
         for name, option in zip(space.depends(axis), index, strict=True):
@@ -164,7 +166,7 @@ def _cut(
         if axis is None or axis in space.stacks:
             continue
         length = architecture.axis_length(space, axis, arch, layer)
-        keep = space.axes[axis].take(length, value.shape[dim])
+        keep = space.axis(axis).take(length, value.shape[dim])
         if length and np.array_equal(keep, np.arange(keep[0], keep[0] + length)):
             value = jax.lax.slice_in_dim(value, int(keep[0]), int(keep[0]) + length, axis=dim)
         else:

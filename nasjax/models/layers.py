@@ -134,7 +134,7 @@ class LayerNorm(nn.Module):
         init = nn.initializers
         scale = self.param("scale", named(init.ones_init(), (self.axis,)), shape, self.param_dtype)
         bias = self.param("bias", named(init.zeros_init(), (self.axis,)), shape, self.param_dtype)
-        active = None
+        active: Any = None
         if self.has_variable("active", "scale"):
             active = self.get_variable("active", "scale")
         return layer_norm(x, scale, bias, active, self.epsilon).astype(self.dtype or x.dtype)
@@ -203,7 +203,7 @@ def active_statistics(next_fun: Any, args: Any, kwargs: Any, context: nn.module.
     (x,) = args
     params = module.variables["params"]
     bias = params.get("bias", jnp.zeros_like(params["scale"]))
-    active = module.get_variable("active", "scale")
+    active: Any = module.get_variable("active", "scale")
     dtype = nn.dtypes.canonicalize_dtype(x, params["scale"], bias, dtype=module.dtype)
     return layer_norm(x, params["scale"], bias, active, module.epsilon).astype(dtype)
 

@@ -119,7 +119,7 @@ class Attention(nn.Module):
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         if self.reach:
-            shared = {"head_dim": self.head_dim, "reach": self.reach}
+            shared: Any = {"head_dim": self.head_dim, "reach": self.reach}
             shared["param_dtype"] = self.param_dtype
             to_keys = RelativePosition(**shared, name="relative_key")(grid).astype(x.dtype)
             to_values = RelativePosition(**shared, name="relative_value")(grid).astype(x.dtype)

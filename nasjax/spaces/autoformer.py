@@ -207,17 +207,17 @@ def vision_transformer(
             "residual": lambda embed_dim, depth, layer: embed_dim * (layer < depth),
             "mlp": lambda embed_dim, mlp_ratio: int(embed_dim * mlp_ratio),
             "blocks": "depth",
-        }
-        | _qkv_axes(head_dim, fixed_qkv),
+            **_qkv_axes(head_dim, fixed_qkv),
+        },
     )
     widest, deepest = max(options["embed_dim"]), max(options["depth"])
     rates = tuple(float(r) for r in np.linspace(0, drop_path, deepest)) if drop_path else ()
 
     def network(arch: Arch) -> VisionTransformer:
         heads = tuple(arch["num_heads"])
-        split = {"head_dim": head_dim}
+        sizes: dict[str, Any] = {"head_dim": head_dim}
         if fixed_qkv is not None:
-            split = {
+            sizes = {
                 "head_dim": tuple(fixed_qkv // h for h in heads),
                 "attention_scale": tuple((arch["embed_dim"] // h) ** -0.5 for h in heads),
             }
@@ -231,10 +231,11 @@ def vision_transformer(
             reach=reach,
             dropout=dropout * arch["embed_dim"] / widest,
             drop_path=rates[: arch["depth"]],
-            **{**split, **fields},
+            **{**sizes, **fields},
         )
 
     heads = max(options["num_heads"])
+    split = head_dim if fixed_qkv is None else fixed_qkv // heads
     module = VisionTransformer(
         num_classes=num_classes,
         embed_dim=widest,
@@ -242,7 +243,7 @@ def vision_transformer(
         num_heads=heads,
         mlp_dim=int(widest * max(options["mlp_ratio"])),
         patch_size=patch_size,
-        head_dim=head_dim if fixed_qkv is None else fixed_qkv // heads,
+        head_dim=split,
         reach=reach,
         dropout=dropout,
         drop_path=rates,
@@ -254,7 +255,7 @@ def vision_transformer(
         "flops": multiply_adds(patches, pixels, num_classes, bool(reach)),
         "flops_autoformer": autoformer_flops(patches, pixels, num_classes, reach),
         "params_autoformer": autoformer_params(
-            patches, pixels, num_classes, reach, module.head_dim, module.qkv_bias
+            patches, pixels, num_classes, reach, split, module.qkv_bias
         ),
     }
     return Supernet(

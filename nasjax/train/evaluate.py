@@ -39,7 +39,7 @@ class Evaluator:
     def network(self, module: nn.Module, weights: Mapping[str, Any]) -> float:
         """Accuracy of a network with parameters ``weights``."""
 
-        def apply(weights: Any, images: jax.Array) -> jax.Array:
+        def apply(weights: Any, images: jax.Array) -> Any:
             return module.apply({"params": weights}, images, train=False)
 
         return self._accuracy(self._compile(apply), weights)
@@ -51,7 +51,7 @@ class Evaluator:
         """
         if id(supernet) not in self._superposed:
 
-            def apply(weights: Any, mixture: Any, images: jax.Array) -> jax.Array:
+            def apply(weights: Any, mixture: Any, images: jax.Array) -> Any:
                 variables = supernet.superpose({"params": weights}, mixture)
                 return supernet.module.apply(variables, images, train=False)
 
@@ -59,7 +59,7 @@ class Evaluator:
         mixture = mixtures.one_hot(supernet.space, arch)
         return self._accuracy(self._superposed[id(supernet)], weights, mixture)
 
-    def _compile(self, apply: Callable[..., jax.Array]) -> Callable[..., steps.Metrics]:
+    def _compile(self, apply: Callable[..., Any]) -> Callable[..., steps.Metrics]:
         dataset, size = self._dataset, self._size
 
         def prepare(batch: steps.Batch) -> jax.Array:

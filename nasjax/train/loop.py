@@ -50,15 +50,15 @@ class Interrupt:
     @contextlib.contextmanager
     def watch(self) -> Iterator[Interrupt]:
         """Catch the signals inside the ``with`` block; a second one is not caught."""
-        previous = {}
+        previous: dict[int, Any] = {}
 
         def note(number: int, frame: Any) -> None:
             self.signal = signal.Signals(number).name
             signal.signal(number, previous[number])
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for caught in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
-                previous[number] = signal.signal(number, note)
+                previous[caught] = signal.signal(caught, note)
         try:
             yield self
         finally:

@@ -7,6 +7,7 @@ share one forward function and one optimizer with two partitions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def bilevel_step(
         variables = supernet.superpose({"params": weights}, mixture)
         rngs = {"dropout": stream(state.key, f"dropout/{name}", state.step)}
         images, labels = data
-        logits = supernet.module.apply(variables, images, train=True, rngs=rngs)
+        logits: Any = supernet.module.apply(variables, images, train=True, rngs=rngs)
         return cross_entropy(logits, labels), {"accuracy": accuracy(logits, labels)}
 
     def step(state: State, weights_batch: Batch, alphas_batch: Batch) -> tuple[State, Metrics]:
@@ -171,7 +172,7 @@ def train_step(
         rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
 
         def loss(weights: Any) -> tuple[jax.Array, jax.Array]:
-            logits = module.apply({"params": weights}, images, train=True, rngs=rngs)
+            logits: Any = module.apply({"params": weights}, images, train=True, rngs=rngs)
             return cross_entropy(logits, labels), accuracy(logits, labels)
 
         (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights)
@@ -198,7 +199,8 @@ def _apply(
     updated, opt_state = optim.update_partition(
         tx, name, gradient, state.opt_state, state.trained
     )
-    return state.replace(**{name: updated}, opt_state=opt_state), finite
+    changes = {name: updated, "opt_state": opt_state}
+    return dataclasses.replace(state, **changes), finite
 
 
 def _finish(state: State, finite: jax.Array, decay: float) -> State:
@@ -208,7 +210,7 @@ def _finish(state: State, finite: jax.Array, decay: float) -> State:
         rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(lambda a, w: rate * a + (1.0 - rate) * w, average, state.weights)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    return state.replace(step=state.step + 1, average=average, skipped=skipped)
+    return dataclasses.replace(state, step=state.step + 1, average=average, skipped=skipped)
 
 
 def evaluation_step(
