@@ -10,20 +10,20 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
-    augmentation = {"shift": 1, "label_smoothing": 0.1}
+    augmentation = {"shift": 1}
     return ConfigDict(
         {
             "seed": 0,
             "space": {"name": "quickstart"},
             "data": {"name": "digits"},
             "search": {
-                "relaxation": {"name": "drnas"},
+                "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
                 "weights_fraction": 0.5,
                 "second_order": False,
                 "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
                 "alphas": {"learning_rate": 1e-2},
                 "recipe": {
-                    "epochs": 150.0,
+                    "epochs": 120.0,
                     "batch_size": 64,
                     "optimizer": {"learning_rate": 2e-3},
                     "warmup_epochs": 5.0,
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
                 "save_every": 500,
             },
             "retrain": {
-                "epochs": 120.0,
+                "epochs": 100.0,
                 "batch_size": 64,
                 "optimizer": {"learning_rate": 2e-3},
                 "warmup_epochs": 5.0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-from absl import app, logging
+from absl import app
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 import nasjax
@@ -176,6 +178,8 @@ def read_weights(supernet: Supernet, source: str) -> Any:
 
 def announce(experiment: Experiment, batch_size: int) -> None:
     """Say what is about to run: the devices, the space, and the cost of a step."""
+    if jax.process_index() != 0:
+        return
     supernet = experiment.supernet
     device = jax.devices()[0]
     small, large = (supernet.architecture(n) for n in ("smallest", "largest"))
@@ -211,6 +215,19 @@ def one_sentence() -> Iterator[None]:
         sys.exit(2)
 
 
+def _set_up_logs() -> None:
+    """Show what nasjax says, and of its dependencies only errors."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    # Orbax logs the traceback of a save that failed; the error that follows says it in words.
+    absl_logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("nasjax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
 def launch(main: Callable[[list[str]], None]) -> None:
     """Run ``main`` under absl, with readable errors."""
 
@@ -228,7 +245,7 @@ def launch(main: Callable[[list[str]], None]) -> None:
             print(f"error: unexpected arguments {argv[1:]}; every option begins with --.",
                   file=sys.stderr)
             sys.exit(2)
-        logging.set_verbosity(logging.WARNING)
+        _set_up_logs()
         if os.environ.get("NASJAX_DISTRIBUTED") == "1":
             jax.distributed.initialize()  # finds the other hosts of a TPU pod or a Slurm job
         with one_sentence():

@@ -38,8 +38,9 @@ def main(argv: list[str]) -> None:
     weights, arch = search(run)
     rows, samples = compare(run, weights, arch)
     _write_result(run, rows, samples)
-    print("\n" + report.format_table(rows))
-    print(f"\nReport: {report.write_report(run.session.workdir)}")
+    if jax.process_index() == 0:
+        print("\n" + report.format_table(rows))
+        print(f"\nReport: {report.write_report(run.session.workdir)}")
 
 
 def search(run: Experiment) -> tuple[Any, dict[str, Any]]:

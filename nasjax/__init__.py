@@ -21,6 +21,7 @@ from nasjax.core.names import axis_names, name_axes
 from nasjax.core.space import Axis, Choice, SearchSpace
 from nasjax.core.superpose import extract, superpose
 from nasjax.core.supernet import Supernet
+from nasjax.models.layers import active_statistics
 from nasjax.version import __version__
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SpaceError",
     "Supernet",
     "__version__",
+    "active_statistics",
     "argmax",
     "axis_names",
     "count_multiply_adds",

@@ -69,7 +69,7 @@ def vit_search(
         divides in half (A.2).
     """
     return {
-        "relaxation": {"name": relaxation},
+        "relaxation": {"name": relaxation, "temperature": (10.0, 0.1), "anchor": 0.0},
         "weights_fraction": weights_fraction,
         "second_order": False,
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},

@@ -19,8 +19,9 @@ fixed       one-hot of a given architecture                                 eval
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,39 +217,58 @@ def fixed(space: SearchSpace, arch: Arch) -> Relaxation:
     )
 
 
-RELAXATIONS: Mapping[str, Callable[..., Relaxation]] = {
-    "darts": darts,
-    "sparse": sparse,
-    "drnas": drnas,
-    "gdas": gdas,
-    "snas": snas,
-    "spos": spos,
+@dataclass(frozen=True)
+class Settings:
+    """What a run tells a relaxation; each takes what concerns it.
+
+    Attributes:
+      steps: length of the search, over which temperatures are annealed.
+      temperature: of gdas and snas at the first and the last step.
+      anchor: of drnas.
+    """
+
+    steps: int
+    temperature: tuple[float, float] = (10.0, 0.1)
+    anchor: float = 0.0
+
+    def __post_init__(self) -> None:
+        pair = self.temperature
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or min(pair) <= 0:
+            raise NasjaxError(
+                f"temperature is {pair!r}; two numbers above 0 were expected: at the first and at "
+                "the last step."
+            )
+
+
+RELAXATIONS: dict[str, Callable[[Settings], Relaxation]] = {
+    "darts": lambda settings: darts(),
+    "sparse": lambda settings: sparse(),
+    "drnas": lambda settings: drnas(settings.anchor),
+    "gdas": lambda settings: gdas(anneal(*settings.temperature, settings.steps)),
+    "snas": lambda settings: snas(anneal(*settings.temperature, settings.steps)),
+    "spos": lambda settings: spos(),
 }
 
 
-def relaxation(name: str, *, steps: int, **options: Any) -> Relaxation:
+def relaxation(name: str, **settings: Any) -> Relaxation:
     """The relaxation called ``name``.
 
     Args:
       name: one of ``RELAXATIONS``.
-      steps: steps of the search, over which a temperature is annealed.
-      **options: ``temperature=(start, end)`` for gdas and snas [(10, 0.1)], ``anchor`` for drnas.
+      **settings: fields of :class:`Settings`.
 
     Raises:
-      NasjaxError: if there is no such relaxation, or it does not take an option.
+      NasjaxError: if there is no such relaxation or setting.
     """
     if name not in RELAXATIONS:
         raise NasjaxError(f"no relaxation {name!r}; {did_you_mean(name, RELAXATIONS)}")
-    try:
-        if name in ("gdas", "snas"):
-            start, end = options.pop("temperature", (10.0, 0.1))
-            options["temperature"] = anneal(start, end, steps)
-        return RELAXATIONS[name](**options)
-    except TypeError as error:
-        raise NasjaxError(
-            f"relaxation {name!r} does not take these options ({error}); "
-            "temperature belongs to gdas and snas, anchor to drnas."
-        ) from None
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for setting in settings:
+        if setting not in known:
+            raise NasjaxError(
+                f"a relaxation has no setting {setting!r}; {did_you_mean(setting, known)}"
+            )
+    return RELAXATIONS[name](Settings(**settings))
 
 
 def decode(space: SearchSpace, method: Relaxation, alphas: Mixture) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Relaxations: always a mixture, random only in the key, and true to the distributions they name."""
+"""Relaxations: always a mixture, random only in the key, true to the distributions they name."""
 
+import functools
 import math
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import scipy.stats
 
 from nasjax import relax
-from nasjax.core import architecture, mixture as mixtures
+from nasjax.core import architecture
+from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
 from nasjax.core.space import Choice, SearchSpace
 
@@ -45,13 +47,18 @@ def assert_mixture(mixture: Any) -> None:
         np.testing.assert_allclose(np.sum(weights, -1), 1, atol=1e-5)
 
 
+@functools.cache
+def compiled(name: str) -> Any:
+    return jax.jit(relax.relaxation(name, steps=STEPS).mixture)
+
+
 @pytest.fixture(params=NAMES)
 def method(request: pytest.FixtureRequest) -> relax.Relaxation:
     return relax.relaxation(request.param, steps=STEPS)
 
 
 def test_rows_lie_on_the_simplex(method: relax.Relaxation) -> None:
-    draw = jax.jit(method.mixture)
+    draw = compiled(method.name)
     for seed in range(5):
         for step in (0, STEPS - 1, 10 * STEPS):
             mixture = draw(alphas(seed), jax.random.key(seed), jnp.int32(step))
@@ -86,7 +93,7 @@ def test_gradients(method: relax.Relaxation, key: jax.Array) -> None:
 
 
 def test_same_key_same_draw_other_key_other_draw(method: relax.Relaxation) -> None:
-    draw = jax.jit(method.mixture)
+    draw = compiled(method.name)
     first, again, other = (
         draw(alphas(), jax.random.key(k), jnp.int32(0)) for k in (1, 1, 2)
     )
@@ -98,11 +105,9 @@ def test_same_key_same_draw_other_key_other_draw(method: relax.Relaxation) -> No
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_choices_and_layers_are_drawn_apart(name: str) -> None:
-    method = relax.relaxation(name, steps=STEPS)
     zeros = {n: jnp.zeros(s) for n, s in mixtures.shapes(SPACE).items()}
-    draws = jax.vmap(lambda k: method.mixture(zeros, k, jnp.int32(0)))(
-        jax.random.split(jax.random.key(0), 20)
-    )
+    several = [compiled(name)(zeros, jax.random.key(i), jnp.int32(0)) for i in range(20)]
+    draws = {n: np.stack([d[n] for d in several]) for n in zeros}
     assert not np.array_equal(draws["heads"], draws["ratio"])
     assert not np.array_equal(draws["width"], draws["depth"])
     for layer in range(1, 4):
@@ -178,7 +183,9 @@ def test_concentrations_stay_positive() -> None:
         relax.concentration(low), [*np.exp([-5.0, -17.0, -30.0]), 1.0, 4.0], rtol=1e-5
     )
     np.testing.assert_allclose(
-        jax.vmap(jax.grad(relax.concentration))(low), [*np.exp([-5.0, -17.0, -30.0]), 1, 1], rtol=1e-5
+        jax.vmap(jax.grad(relax.concentration))(low),
+        [*np.exp([-5.0, -17.0, -30.0]), 1, 1],
+        rtol=1e-5,
     )
     a = {"width": jnp.full(3, -20.0)}
     assert np.all(np.isfinite(relax.drnas(1e-3).mixture(a, jax.random.key(0), 0)["width"]))
@@ -219,18 +226,17 @@ def test_gdas_picks_options_with_their_softmax_at_any_temperature() -> None:
 
 def test_gdas_is_snas_made_hard_with_its_gradient() -> None:
     a, push = alphas(), alphas(5)
+
+    def loss(a: Any, name: str, step: jax.Array) -> jax.Array:
+        mixture = compiled(name)(a, jax.random.key(1), step)
+        return sum(jnp.sum(push[n] * mixture[n]) for n in mixture)
+
+    slope = jax.jit(jax.grad(loss), static_argnums=1)
     for step in (0, 5, 10):
-        hard, soft = (relax.relaxation(n, steps=STEPS) for n in ("gdas", "snas"))
-
-        def loss(a: Any, method: relax.Relaxation = hard, step: int = step) -> jax.Array:
-            mixture = method.mixture(a, jax.random.key(1), jnp.int32(step))
-            return sum(jnp.sum(push[n] * mixture[n]) for n in mixture)
-
-        mixture = soft.mixture(a, jax.random.key(1), jnp.int32(step))
-        corner = hard.mixture(a, jax.random.key(1), jnp.int32(step))
-        slopes = jax.grad(loss)(a), jax.grad(lambda a: loss(a, soft))(a)  # noqa: B023
+        hard, soft = (compiled(n)(a, jax.random.key(1), jnp.int32(step)) for n in ("gdas", "snas"))
+        slopes = [slope(a, n, jnp.int32(step)) for n in ("gdas", "snas")]
         for n in a:
-            np.testing.assert_array_equal(np.argmax(mixture[n], -1), np.argmax(corner[n], -1))
+            np.testing.assert_array_equal(np.argmax(soft[n], -1), np.argmax(hard[n], -1))
             np.testing.assert_allclose(slopes[0][n], slopes[1][n], rtol=1e-5, atol=1e-7)
 
 
@@ -305,9 +311,8 @@ def test_what_is_refused(name: str, options: dict[str, Any], message: str) -> No
 
 
 def test_mixtures_map_over_keys() -> None:
-    method = relax.relaxation("gdas", steps=STEPS)
     keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.vmap(lambda k: method.mixture(alphas(), k, jnp.int32(1)))(keys)
+    together = jax.jit(jax.vmap(lambda k: compiled("gdas")(alphas(), k, jnp.int32(1))))(keys)
     for i in range(3):
-        alone = method.mixture(alphas(), keys[i], jnp.int32(1))
+        alone = compiled("gdas")(alphas(), keys[i], jnp.int32(1))
         assert all(np.array_equal(together[n][i], alone[n]) for n in alone)

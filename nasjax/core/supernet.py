@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nasjax.core import architecture, cost
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
-from nasjax.core.errors import did_you_mean
+from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
 from nasjax.core.space import SearchSpace
@@ -73,7 +74,7 @@ class Supernet:
 
     @functools.cached_property
     def _init(self) -> Callable[[jax.Array], dict[str, Any]]:
-        example = jnp.zeros((1, *self.input_shape))
+        example = np.zeros((1, *self.input_shape), np.float32)
         return jax.jit(lambda key: nn.unbox(self.module.init(key, example)))
 
     def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
@@ -91,7 +92,9 @@ class Supernet:
             return cost.parameter_terms(self.space, self.names, params)
         if name not in self.costs:
             known = ["params", *self.costs]
-            raise KeyError(f"space {self.space.name!r} counts no {name!r}; {did_you_mean(name, known)}")
+            raise SpaceError(
+                f"space {self.space.name!r} counts no {name!r}; {did_you_mean(name, known)}"
+            )
         return self.costs[name]
 
     def count(self, name: str, arch: Arch) -> int | float:

@@ -134,7 +134,7 @@ def quickstart(
         "embed_dim": (32, 40, 48),
         "depth": (2, 3, 4),
         "num_heads": (2, 3, 4),
-        "mlp_ratio": (1.0, 2.0, 3.0),
+        "mlp_ratio": (1.0, 2.0, 4.0),
     }
     return vision_transformer(
         options,

@@ -7,6 +7,7 @@ checked before anything is restored.
 
 from __future__ import annotations
 
+import logging
 import json
 import pathlib
 import shutil
@@ -15,12 +16,12 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from nasjax.train.errors import CheckpointError
 from nasjax.train.state import State
 
 _STATE, _EXTRA = "state", "extra"
+logger = logging.getLogger(__name__)
 
 
 class Checkpointer:
@@ -76,6 +77,7 @@ class Checkpointer:
         extra = {"identity": self.identity, "data": dict(data)}
         try:
             if step not in self._manager.all_steps():
+                self._require_space(state)
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
@@ -87,12 +89,26 @@ class Checkpointer:
                 )
             if wait:
                 self._manager.wait_until_finished()
+        except CheckpointError:
+            raise
         except Exception as error:  # Orbax and TensorStore raise whatever the file system did
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.directory} "
                 f"({_reason(error)}); free space or choose another --workdir, then run the same "
                 "command again: it continues from the last good checkpoint."
             ) from None
+
+    def _require_space(self, state: State) -> None:
+        # Asked beforehand: a disk that fills up in the middle of an asynchronous save is reported
+        # by three libraries at once.
+        needed = sum(x.nbytes for x in jax.tree.leaves(state)) + 2**18
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.directory} has {free / 2**20:.1f} MiB left and the checkpoint of step "
+                f"{int(state.step)} needs {needed / 2**20:.1f}; free space, then run the same "
+                "command again: it continues from the last good checkpoint."
+            )
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint on disk."""
@@ -122,7 +138,7 @@ class Checkpointer:
             except CheckpointError:
                 raise
             except Exception as error:
-                logging.warning(
+                logger.warning(
                     "The checkpoint of step %d in %s cannot be read (%s); it is removed and the "
                     "one before it is used.", step, self.directory, _reason(error),
                 )
@@ -172,9 +188,13 @@ class Checkpointer:
         return state["average"] or state["weights"]
 
     def close(self) -> None:
-        """Wait for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for saves under way. A run ends with a save that was waited for, so one that fails
+        here was not its last: that is said, and nothing raised."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:
+            logger.warning("A save to %s failed: %s", self.directory, _reason(error))
 
 
 def _reason(error: BaseException) -> str:

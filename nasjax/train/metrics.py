@@ -55,7 +55,9 @@ class JsonlWriter:
                 row = json.loads(line)
             except json.JSONDecodeError:  # half-written when the run was killed
                 continue
-            if row.get("phase") != phase or row.get("step", 0) <= step:
+            # The test accuracy is written after the phase, and anew when it is resumed.
+            again = row.get("step", 0) > step or "test_accuracy" in row
+            if row.get("phase") != phase or not again:
                 kept.append(line + "\n")
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(kept))

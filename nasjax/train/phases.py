@@ -6,6 +6,7 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 
 from __future__ import annotations
 
+import logging
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from absl import logging
 
 from nasjax import data, relax
 from nasjax.core import mixture as mixtures
@@ -26,6 +26,8 @@ from nasjax.train.metrics import plain
 from nasjax.train.rng import stream
 from nasjax.train.session import Session
 from nasjax.train.state import State
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,14 +262,12 @@ def compile_step(
         compiled = jitted.lower(state, *batches).compile()
     memory = compiled.memory_analysis()
     parameters = sum(x.size for x in jax.tree.leaves(state.weights))
-    device = jax.devices()[0]
-    needed = "unknown"
+    needed = "an unknown amount"
     if memory is not None:
         needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
-    logging.info(
-        "%s: %d x %s, mesh %s, %s parameters, %s examples a step, memory a device %s",
-        phase, jax.device_count(), device.device_kind, dict(session.mesh.shape),
-        f"{parameters:,}", len(batches[0]["label"]), needed,
+    logger.info(
+        "%s: %s parameters, %d examples a step at each level, %s of memory a device",
+        phase, f"{parameters:,}", len(batches[0]["label"]), needed,
     )
     return compiled
 

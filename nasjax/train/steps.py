@@ -195,11 +195,11 @@ def _apply(
     finite = jnp.all(each)
     metrics[f"finite/{name}"] = each
     metrics[f"gradient_norm/{name}"] = jnp.sqrt(sum(squares))
-    gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.zeros_like(g)), gradient)
-    updated, opt_state = optim.update_partition(
-        tx, name, gradient, state.opt_state, state.trained
-    )
-    changes = {name: updated, "opt_state": opt_state}
+    updated = optim.update_partition(tx, name, gradient, state.opt_state, state.trained)
+    before = (state.trained[name], state.opt_state)
+    # Inside the update's own loop over the arrays this choice costs nothing.
+    new, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, before)
+    changes = {name: new, "opt_state": opt_state}
     return dataclasses.replace(state, **changes), finite
 
 

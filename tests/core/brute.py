@@ -116,7 +116,11 @@ def positions(axis: str | None, size: int, a: dict[str, Any], layer: int) -> tup
 
 
 def place(
-    value: np.ndarray, axes: tuple[str | None, ...], a: dict[str, Any], layer: int, back: bool = False
+    value: np.ndarray,
+    axes: tuple[str | None, ...],
+    a: dict[str, Any],
+    layer: int,
+    back: bool = False,
 ) -> np.ndarray:
     """What the assignment ``a`` leaves of one layer's array, where the network reads it.
 

@@ -108,7 +108,7 @@ def test_architectures_by_name(net: Supernet) -> None:
     assert net.architecture("smallest") == {"width": 2, "hidden": [1, 1]}
     assert net.architecture("mine") == OUTSIDE  # published ones may lie outside the space
     assert net.architecture({"hidden": (1.0, 3.0), "width": 2}) == {"width": 2, "hidden": [1, 3]}
-    with pytest.raises(ArchitectureError, match="called 'smalest'; did you mean 'smallest'.*mine"):
+    with pytest.raises(ArchitectureError, match=r"called 'smalest'; did you mean 'smallest'.*mine"):
         net.architecture("smalest")
     with pytest.raises(ArchitectureError, match="width = 3"):
         net.architecture(OUTSIDE)

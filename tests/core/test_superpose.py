@@ -186,8 +186,10 @@ def test_linear_in_each_row_of_the_mixture(truth: Truth, choice: str) -> None:
 def test_one_hot_superposition_is_the_sub_network_and_zeros(truth: Truth) -> None:
     for seed in range(5):
         arch = architecture.sample(TOWER, jax.random.key(seed))
-        layers = [(*v, *v[:1] * 2)[: brute.LAYERS] if isinstance(v, list) else v for v in arch.values()]
-        a = dict(zip(arch, layers, strict=True))  # absent layers take anything
+        a = {  # absent layers take anything
+            n: (*v, *v[:1] * 2)[: brute.LAYERS] if isinstance(v, list) else v
+            for n, v in arch.items()
+        }
         got = _superposed(truth, truth.variables, one_hot(TOWER, arch))["params"]
         for label, path, axes, held in brute.arrays(truth.variables):
             value = np.asarray(_at(truth.variables, path))
@@ -229,9 +231,8 @@ def test_extraction_is_what_the_one_hot_superposition_keeps(truth: Truth) -> Non
 
 
 def test_mapped_over_mixtures(truth: Truth) -> None:
-    vectors = np.stack(
-        [architecture.encode(TOWER, architecture.sample(TOWER, jax.random.key(i))) for i in range(3)]
-    )
+    archs = [architecture.sample(TOWER, jax.random.key(i)) for i in range(3)]
+    vectors = np.stack([architecture.encode(TOWER, arch) for arch in archs])
     mixtures = jax.device_get(one_hot_vector(TOWER, np.maximum(vectors, 0)))
     together = jax.jit(jax.vmap(truth.superpose, (None, 0)))(truth.variables, mixtures)
     for i in range(3):
@@ -349,10 +350,11 @@ def test_extraction_refuses_what_is_not_in_the_space(key: jax.Array) -> None:
 
 
 def test_scanned_layers_must_be_called_after_their_stack() -> None:
-    space = SearchSpace("s", (Choice("width", (2, 4), per="blocks"),), {"embed": "width", "blocks": 2})
+    choice = Choice("width", (2, 4), per="blocks")
+    space = SearchSpace("s", (choice,), {"embed": "width", "blocks": 2})
     names = {"params": {"layers": {"k": P("blocks", "embed")}}}
     variables = {"params": {"layers": {"k": jnp.ones((2, 4))}}}
-    with pytest.raises(SpaceError, match="params/layers/k .* must be called 'blocks' too"):
+    with pytest.raises(SpaceError, match=r"params/layers/k .* must be called 'blocks' too"):
         extract(space, names, variables, {"width": [2, 2]})
 
 

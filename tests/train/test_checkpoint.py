@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import logging
 
 from nasjax.train import optim, sharding
 from nasjax.train import state as states
@@ -72,8 +71,6 @@ def test_nothing_to_restore(checkpoints):
 
 
 def test_a_corrupt_checkpoint_is_reported_and_the_previous_one_used(checkpoints, caplog):
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addHandler(caplog.handler)
     checkpoints.save(at(1, 1), {}, wait=True)
     checkpoints.save(at(2, 2), {}, wait=True)
     spoil(checkpoints.directory, 2)
