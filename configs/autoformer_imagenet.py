@@ -7,7 +7,8 @@ as in TangleNAS's scripts; its batch of 1024 images at either level wants a TPU 
 Published: TangleNAS Table 6 for the T space; the networks AutoFormer-T/S/B, found in two stages,
 reach 74.7 / 81.7 / 82.4 percent (AutoFormer Table 3) and can be retrained here by
 
-    python launch/train.py --config configs/autoformer_imagenet.py:S --workdir DIR --arch AutoFormer-S
+    python launch/train.py --config configs/autoformer_imagenet.py:S --workdir DIR \\
+        --arch AutoFormer-S
 
 Data: imagenet2012, prepared once (docs/data.md). Measured by us: not yet run.
 """
@@ -22,9 +23,7 @@ TRAINING_IMAGES, CLASSES = 1_281_167, 1000
 def get_config(variant: str = "T") -> ConfigDict:
     """Search, fine-tune, retrain in space ``variant``: "T", "S" or "B"."""
     augmentation = recipes.vit_augmentation()
-    search = recipes.vit_search(
-        augmentation, weights_fraction=1 - 100 * CLASSES / TRAINING_IMAGES
-    )
+    search = recipes.vit_search(augmentation, weights_fraction=1 - 100 * CLASSES / TRAINING_IMAGES)
     training = recipes.vit_recipe(augmentation, epochs=500, warmup_epochs=20, batch_size=1024)
     tuning = recipes.vit_recipe(augmentation, epochs=40, warmup_epochs=5, batch_size=1024)
     for recipe in (search["recipe"], training, tuning):

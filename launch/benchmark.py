@@ -34,8 +34,11 @@ LAUNCH = pathlib.Path(__file__).parent
 def superposition(options: argparse.Namespace) -> dict[str, Any]:
     """Cost of superposition: the search step against the plain largest network."""
     supernet = spaces.autoformer(
-        options.variant, image_size=options.image_size, patch_size=options.patch_size,
-        num_classes=10, drop_path=0.0,
+        options.variant,
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        num_classes=10,
+        drop_path=0.0,
     )
     images = jax.random.normal(jax.random.key(1), (options.batch, *supernet.input_shape))
     labels = jax.nn.one_hot(jnp.arange(options.batch) % 10, 10)
@@ -70,8 +73,11 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
         seconds = (_seconds(plain, weights), _seconds(search, *given))
         if pair:  # the first pair compiles
             times.append(seconds)
-            print(f"pair {pair}: plain {seconds[0]:.3f} s, search {seconds[1]:.3f} s, "
-                  f"ratio {seconds[1] / seconds[0]:.3f}", flush=True)
+            print(
+                f"pair {pair}: plain {seconds[0]:.3f} s, search {seconds[1]:.3f} s, "
+                f"ratio {seconds[1] / seconds[0]:.3f}",
+                flush=True,
+            )
     for seed in range(3):
         arch = architecture.sample(supernet.space, jax.random.key(seed))
         hot = mixture.one_hot(supernet.space, arch)
@@ -103,9 +109,12 @@ def quickstart(options: argparse.Namespace) -> dict[str, Any]:
         # A process of its own for each seed: what a user runs, and it resumes by itself.
         subprocess.run(
             [
-                sys.executable, str(LAUNCH / "search.py"),
-                "--config", str(LAUNCH.parent / "configs" / "quickstart.py"),
-                "--workdir", str(workdir),
+                sys.executable,
+                str(LAUNCH / "search.py"),
+                "--config",
+                str(LAUNCH.parent / "configs" / "quickstart.py"),
+                "--workdir",
+                str(workdir),
                 f"--config.seed={seed}",
                 "--config.compare.retrain_largest=False",
                 f"--config.compare.retrain_random={options.random}",

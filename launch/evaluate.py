@@ -19,7 +19,9 @@ from ml_collections import config_flags
 from nasjax.train import phases
 from nasjax.train.evaluate import Evaluator
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration of the run.", lock_config=True
+)
 WEIGHTS = flags.DEFINE_string("weights", None, "A search's --workdir, or a file of weights.")
 ARCH = flags.DEFINE_string("arch", None, "An arch.json, a published name, largest or smallest.")
 

@@ -63,7 +63,9 @@ def alphas_optimizer(values: Mapping[str, Any]) -> optim.Optimizer:
     known = {"learning_rate", "weight_decay", "betas"}
     for name in values:
         if name not in known:
-            raise NasjaxError(f"config.search.alphas has no key {name!r}; {did_you_mean(name, known)}")
+            raise NasjaxError(
+                f"config.search.alphas has no key {name!r}; {did_you_mean(name, known)}"
+            )
     return optim.alphas_optimizer(**values)
 
 
@@ -184,15 +186,21 @@ def announce(experiment: Experiment, batch_size: int) -> None:
     device = jax.devices()[0]
     small, large = (supernet.architecture(n) for n in ("smallest", "largest"))
     print(f"nasjax {nasjax.__version__}, jax {jax.__version__}")
-    print(f"  devices  {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)")
+    print(
+        f"  devices  {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)"
+    )
     print(f"  mesh     {dict(experiment.session.mesh.shape)}")
-    print(f"  data     {experiment.dataset.name}: {len(experiment.dataset.train):,} training, "
-          f"{len(experiment.dataset.test):,} test images of {experiment.dataset.image_shape}")
+    print(
+        f"  data     {experiment.dataset.name}: {len(experiment.dataset.train):,} training, "
+        f"{len(experiment.dataset.test):,} test images of {experiment.dataset.image_shape}"
+    )
     print(f"  space    {supernet.space.name}: {supernet.space.size:,} architectures")
     print(f"  params   {supernet.count('params', small):,} to {supernet.count('params', large):,}")
     if "flops" in supernet.costs:
-        print(f"  FLOPs    {supernet.count('flops', small):,} to {supernet.count('flops', large):,} "
-              "multiply-adds an image")
+        print(
+            f"  FLOPs    {supernet.count('flops', small):,} to {supernet.count('flops', large):,} "
+            "multiply-adds an image"
+        )
         # Two levels, each a forward pass and a backward pass of twice its cost.
         cost = 6 * batch_size * supernet.count("flops", large)
         print(f"  a step   {cost:,} multiply-adds ({batch_size} images at either level)")
@@ -242,8 +250,10 @@ def launch(main: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
-            print(f"error: unexpected arguments {argv[1:]}; every option begins with --.",
-                  file=sys.stderr)
+            print(
+                f"error: unexpected arguments {argv[1:]}; every option begins with --.",
+                file=sys.stderr,
+            )
             sys.exit(2)
         _set_up_logs()
         if os.environ.get("NASJAX_DISTRIBUTED") == "1":

@@ -24,7 +24,9 @@ from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
 from nasjax.train.rng import stream
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration of the run.", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes.")
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
 
@@ -142,9 +144,7 @@ def _trained(
         start = run.supernet.extract({"params": weights}, arch)["params"]
     module = run.supernet.network(arch)
     recipe = run.recipe("finetune" if weights is not None else "retrain")
-    state = phases.train(
-        run.session, phase, module, run.dataset, recipe, start, architecture=arch
-    )
+    state = phases.train(run.session, phase, module, run.dataset, recipe, start, architecture=arch)
     accuracy = evaluator.network(module, states.evaluated(state))
     for writer in run.session.writers:
         writer.write(phase, int(state.step), {"test_accuracy": accuracy})

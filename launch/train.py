@@ -23,7 +23,9 @@ from nasjax.train import phases
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of the run.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration of the run.", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes.")
 ARCH = flags.DEFINE_string("arch", None, "An arch.json, a published name, largest or smallest.")
 INIT = flags.DEFINE_enum("init", "scratch", ["scratch", "inherit"], "Where weights start.")

@@ -19,8 +19,8 @@ from nasjax.core.flops import count_multiply_adds
 from nasjax.core.mixture import argmax, entropy, one_hot, uniform
 from nasjax.core.names import axis_names, name_axes
 from nasjax.core.space import Axis, Choice, SearchSpace
-from nasjax.core.superpose import extract, superpose
 from nasjax.core.supernet import Supernet
+from nasjax.core.superpose import extract, superpose
 from nasjax.models.layers import active_statistics
 from nasjax.version import __version__
 

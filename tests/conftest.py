@@ -9,8 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test's time is compilation; nothing here measures speed.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
-import jax  # noqa: E402 - the settings above must come first
-import pytest  # noqa: E402
+import jax
+import pytest
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
@@ -24,5 +24,7 @@ def key() -> jax.Array:
 def shared() -> pathlib.Path:
     """The folder of golden numbers and real data that lies beside a development checkout."""
     if not SHARED.exists():
-        pytest.skip("the folder shared/ with golden numbers and real data is not beside the checkout")
+        pytest.skip(
+            "the folder shared/ with golden numbers and real data is not beside the checkout"
+        )
     return SHARED

@@ -169,7 +169,7 @@ def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> 
     return _build(space, pick)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def genes(space: SearchSpace) -> tuple[tuple[str, int | None], ...]:
     """The ``(choice, layer)`` that each entry of an encoded architecture stands for."""
     return tuple(_genes(space))

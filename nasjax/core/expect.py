@@ -44,7 +44,7 @@ class Factor(NamedTuple):
     letters: str
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) -> np.ndarray:
     """Masks of ``axis`` for all joint options of its choices: (options..., [layers,] size)."""
 
@@ -56,7 +56,7 @@ def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) ->
     return _table(space, axis, layers, mask)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def length_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) -> np.ndarray:
     """Lengths of ``axis`` for all joint options of its choices: (options..., [layers])."""
     return _table(space, axis, layers, np.float32)
@@ -98,8 +98,10 @@ def _weight_factor(space: SearchSpace, mixture: Mixture, leaf: Leaf, choice: str
     weights, letter = mixture[choice], _choice_letter(space, choice)
     if space.choice(choice).per is None:
         return Factor(weights, letter)
-    return Factor(weights, LAYERS + letter) if leaf.layer is None else Factor(
-        weights[leaf.layer], letter
+    return (
+        Factor(weights, LAYERS + letter)
+        if leaf.layer is None
+        else Factor(weights[leaf.layer], letter)
     )
 
 
@@ -168,8 +170,12 @@ def scale(
       factors: small arrays over some of its dimensions and over shared choices.
     """
     shared = sorted({c for sub in letters for c in sub if c.isupper()})
-    sizes = {c: f.shape[sub.index(c)] for sub, f in zip(letters, factors, strict=True)
-             for c in sub if c.isupper()}
+    sizes = {
+        c: f.shape[sub.index(c)]
+        for sub, f in zip(letters, factors, strict=True)
+        for c in sub
+        if c.isupper()
+    }
     total: jax.Array | None = None
     for index in itertools.product(*(range(sizes[c]) for c in shared)):
         at = dict(zip(shared, index, strict=True))
@@ -196,9 +202,7 @@ def _scale_backward(subscript, letters, saved, cotangent):  # type: ignore[no-un
     value, factors = saved
     product = Factor(at_least_float32(cotangent * value), subscript)
     # Every contraction is kept within a layer: across layers it would transpose the product.
-    spread = [
-        _layered(Factor(f, sub), product) for f, sub in zip(factors, letters, strict=True)
-    ]
+    spread = [_layered(Factor(f, sub), product) for f, sub in zip(factors, letters, strict=True)]
     gradients = []
     for i, sub in enumerate(letters):
         layers = LAYERS if LAYERS in subscript else ""

@@ -25,9 +25,7 @@ Alphas = Mapping[str, jax.Array]
 def shapes(space: SearchSpace) -> dict[str, tuple[int, ...]]:
     """The shape of each choice's mixture: ``(options,)`` or ``(layers, options)``."""
     return {
-        c.name: (len(c.options),)
-        if c.per is None
-        else (space.axis_size(c.per), len(c.options))
+        c.name: (len(c.options),) if c.per is None else (space.axis_size(c.per), len(c.options))
         for c in space.choices
     }
 
@@ -54,9 +52,11 @@ def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
     index = {gene: i for i, gene in enumerate(architecture.genes(space))}
     mixture = {}
     for name, shape in shapes(space).items():
-        rows = [index[name, None]] if len(shape) == 1 else [
-            index[name, layer] for layer in range(shape[0])
-        ]
+        rows = (
+            [index[name, None]]
+            if len(shape) == 1
+            else [index[name, layer] for layer in range(shape[0])]
+        )
         chosen = jnp.asarray(vector)[..., jnp.asarray(rows)]
         hot = jax.nn.one_hot(chosen, shape[-1], dtype=jnp.float32)
         mixture[name] = hot[..., 0, :] if len(shape) == 1 else hot
@@ -66,8 +66,10 @@ def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
 def argmax(space: SearchSpace, mixture: Mixture) -> dict[str, Any]:
     """The architecture whose every value carries the greatest weight of its choice."""
     best = {name: np.argmax(np.asarray(jax.device_get(p)), -1) for name, p in mixture.items()}
-    vector = [best[name] if layer is None else best[name][layer]
-              for name, layer in architecture.genes(space)]
+    vector = [
+        best[name] if layer is None else best[name][layer]
+        for name, layer in architecture.genes(space)
+    ]
     return architecture.decode(space, np.asarray(vector))
 
 

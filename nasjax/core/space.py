@@ -184,14 +184,12 @@ class SearchSpace:
             given[LAYER] = layer
         return int(length(**given))
 
-    @functools.lru_cache(maxsize=None)  # noqa: B019 - spaces are few and live as long as the run
+    @functools.cache  # noqa: B019 - spaces are few and live as long as the run
     def axis_size(self, axis: str) -> int:
         """The largest length of ``axis`` over all options: its size in the super-network."""
         return max(length for _, length in self.lengths(axis, 0))
 
-    def lengths(
-        self, axis: str, layer: int | None = None
-    ) -> Iterator[tuple[tuple[int, ...], int]]:
+    def lengths(self, axis: str, layer: int | None = None) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield ``(indices of the options, length)`` over the joint options of ``axis``."""
         names = self.depends(axis)
         options = [self.choice(n).options for n in names]

@@ -21,9 +21,7 @@ from nasjax.core.space import SearchSpace
 ACTIVE = "active"
 
 
-def superpose(
-    space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
-) -> dict[str, Any]:
+def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -> dict[str, Any]:
     """Multiply every maximal array by the expected mask of its axes.
 
     ``module.apply(superpose(space, names, variables, mixture), x)`` is the super-network under

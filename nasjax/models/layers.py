@@ -73,7 +73,9 @@ class Linear(nn.Module):
         bias = None
         if self.use_bias:
             shape = self.bias_shape or self.features
-            bias = self.param("bias", named(self.bias_init, self.bias_axes), shape, self.param_dtype)
+            bias = self.param(
+                "bias", named(self.bias_init, self.bias_axes), shape, self.param_dtype
+            )
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         lead = x.shape[: x.ndim - self.contract]
         y = x.reshape(math.prod(lead), math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)
@@ -178,7 +180,9 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep.astype(x.dtype), 0)
 
 
-def active_statistics(next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+def active_statistics(
+    next_fun: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
     """Interceptor that gives Flax's own ``nn.LayerNorm`` statistics over the active channels.
 
     For models that cannot be edited::

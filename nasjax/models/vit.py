@@ -236,7 +236,11 @@ class VisionTransformer(nn.Module):
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patches, grid = _patches(images, self.patch_size)
         x = Linear(
-            (self.embed_dim,), (None, None, None, "embed"), ("embed",), contract=3, name="patches",
+            (self.embed_dim,),
+            (None, None, None, "embed"),
+            ("embed",),
+            contract=3,
+            name="patches",
             **dtypes,
         )(patches)
         init = named(truncated_normal, ("embed",))
@@ -264,7 +268,9 @@ class VisionTransformer(nn.Module):
         )
         rates = jnp.asarray(self.drop_path or (0.0,) * self.depth, jnp.float32)
         train = train and bool(self.drop_path or self.dropout)
-        block: Any = nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
+        block: Any = (
+            nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
+        )
 
         def build(size: tuple[Any, ...], name: str, block: Any = block) -> nn.Module:
             heads, mlp, head_dim, scale = size

@@ -84,6 +84,7 @@ PUBLISHED: Mapping[str, Arch] = {
     ),
 }
 
+
 def autoformer(
     variant: str = "T",
     *,
@@ -126,7 +127,11 @@ def autoformer(
 
 
 def quickstart(
-    *, image_size: int = 8, patch_size: int = 2, num_classes: int = 10, channels: int = 1,
+    *,
+    image_size: int = 8,
+    patch_size: int = 2,
+    num_classes: int = 10,
+    channels: int = 1,
     **network: Any,
 ) -> Supernet:
     """A small space for the embedded digits, searched in minutes on two cores."""
@@ -187,7 +192,9 @@ def vision_transformer(
     """
     unknown = sorted(set(options) - set(OPTIONS["T"]))
     if unknown:
-        raise SpaceError(f"{unknown[0]!r} is no choice here; {did_you_mean(unknown[0], OPTIONS['T'])}")
+        raise SpaceError(
+            f"{unknown[0]!r} is no choice here; {did_you_mean(unknown[0], OPTIONS['T'])}"
+        )
     if fixed_qkv is not None and reach and len(set(options["num_heads"])) > 1:
         raise SpaceError(
             "relative positions need heads of one size, but with fixed_qkv their size depends on "
@@ -283,9 +290,7 @@ def _thirds(length: int, size: int) -> np.ndarray:
     return np.concatenate([np.arange(length // 3) + part * (size // 3) for part in range(3)])
 
 
-def multiply_adds(
-    patches: int, pixels: int, classes: int, relative: bool
-) -> list[Term]:
+def multiply_adds(patches: int, pixels: int, classes: int, relative: bool) -> list[Term]:
     """Exact multiply-adds of one image: every matrix product of the network, nothing else."""
     tokens = patches + 1
     pair = tokens**2 * (4 if relative else 2)
@@ -299,9 +304,7 @@ def multiply_adds(
     ]
 
 
-def autoformer_flops(
-    patches: int, pixels: int, classes: int, reach: int
-) -> list[Term]:
+def autoformer_flops(patches: int, pixels: int, classes: int, reach: int) -> list[Term]:
     """FLOPs as AutoFormer's released code counts them, in multiply-adds.
 
     It counts one token too many inside the blocks and the head for every token, and leaves out

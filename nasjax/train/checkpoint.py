@@ -7,8 +7,8 @@ checked before anything is restored.
 
 from __future__ import annotations
 
-import logging
 import json
+import logging
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -140,7 +140,10 @@ class Checkpointer:
             except Exception as error:
                 logger.warning(
                     "The checkpoint of step %d in %s cannot be read (%s); it is removed and the "
-                    "one before it is used.", step, self.directory, _reason(error),
+                    "one before it is used.",
+                    step,
+                    self.directory,
+                    _reason(error),
                 )
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
                 self._manager.reload()

@@ -13,5 +13,5 @@ class CheckpointError(NasjaxError):
     """A checkpoint cannot be written or does not belong to this run."""
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and has saved
+class Stopped(Exception):
     """The run was interrupted, has saved its state, and continues when started again."""

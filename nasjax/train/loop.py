@@ -101,8 +101,14 @@ def run(
         return state
     interrupt = Interrupt()
     bar = tqdm(
-        total=schedule.steps, initial=done, desc=phase, unit="step", dynamic_ncols=True,
-        disable=jax.process_index() != 0, file=sys.stderr, mininterval=0.5,
+        total=schedule.steps,
+        initial=done,
+        desc=phase,
+        unit="step",
+        dynamic_ncols=True,
+        disable=jax.process_index() != 0,
+        file=sys.stderr,
+        mininterval=0.5,
     )
     with interrupt.watch(), bar:
         clock, counted = time.perf_counter(), done
@@ -171,8 +177,10 @@ def _check(phase: str, state: State, metrics: Mapping[str, jax.Array]) -> None:
     for partition, tree in state.trained.items():
         each = metrics.get(f"finite/{partition}")
         if each is not None:
-            paths = [jax.tree_util.keystr(p, simple=True, separator="/")
-                     for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            paths = [
+                jax.tree_util.keystr(p, simple=True, separator="/")
+                for p, _ in jax.tree_util.tree_leaves_with_path(tree)
+            ]
             bad = [p for p, ok in zip(paths, np.asarray(each), strict=True) if not ok]
             names += [f"the gradient of {partition}/{bad[0]}"] if bad else []
             names += [f"{len(bad) - 1} gradients more"] if len(bad) > 1 else []

@@ -9,7 +9,7 @@ from nasjax.core.precision import at_least_float32
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of ``logits (batch, classes)`` against soft ``labels (batch, classes)``."""
+    """Mean cross-entropy of ``logits`` against soft ``labels``, both (batch, classes)."""
     return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(at_least_float32(logits)), -1))
 
 

@@ -79,9 +79,11 @@ class Optimizer:
 
 
 def alphas_optimizer(
-    learning_rate: float = 3e-4, weight_decay: float = 1e-3, betas: tuple[float, float] = (0.5, 0.999)
+    learning_rate: float = 3e-4,
+    weight_decay: float = 1e-3,
+    betas: tuple[float, float] = (0.5, 0.999),
 ) -> Optimizer:
-    """Adam as DARTS and TangleNAS use it for alphas: constant rate, L2 decay, betas (0.5, 0.999)."""
+    """Adam as DARTS and TangleNAS use it: constant rate, L2 decay, betas (0.5, 0.999)."""
     return Optimizer(
         learning_rate, weight_decay, betas, final_rate=learning_rate, cosine=False, coupled=True
     )

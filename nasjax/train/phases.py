@@ -6,8 +6,8 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 
 from __future__ import annotations
 
-import logging
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -141,8 +141,14 @@ def search(
     with_checkpoints = session.checkpointer("search", space=supernet.space.name)
     try:
         state = loop.run(
-            "search", state, compiled, loaders, recipe.schedule(per_epoch), with_checkpoints,
-            session.writers, describe,
+            "search",
+            state,
+            compiled,
+            loaders,
+            recipe.schedule(per_epoch),
+            with_checkpoints,
+            session.writers,
+            describe,
         )
     finally:
         with_checkpoints.close()
@@ -191,8 +197,14 @@ def train(
     checkpoints = session.checkpointer(phase, **identity)
     try:
         return loop.run(
-            phase, state, compiled, [loader], recipe.schedule(per_epoch), checkpoints,
-            session.writers, recipe.learning_rate(per_epoch),
+            phase,
+            state,
+            compiled,
+            [loader],
+            recipe.schedule(per_epoch),
+            checkpoints,
+            session.writers,
+            recipe.learning_rate(per_epoch),
         )
     finally:
         checkpoints.close()
@@ -236,7 +248,11 @@ def make_loader(
     seed = int(np.random.default_rng([session.seed, part]).integers(2**31))
     size = shape[0] if isinstance(source, data.RecordSource) else None
     return data.make_loader(
-        source, recipe.batch_size, seed, image_size=size, workers=recipe.workers,
+        source,
+        recipe.batch_size,
+        seed,
+        image_size=size,
+        workers=recipe.workers,
         sharding=sharding.batches(session.mesh),
     )
 
@@ -267,7 +283,10 @@ def compile_step(
         needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
     logger.info(
         "%s: %s parameters, %d examples a step at each level, %s of memory a device",
-        phase, f"{parameters:,}", len(batches[0]["label"]), needed,
+        phase,
+        f"{parameters:,}",
+        len(batches[0]["label"]),
+        needed,
     )
     return compiled
 

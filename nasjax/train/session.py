@@ -132,4 +132,6 @@ def _check_same(path: pathlib.Path, config: Mapping[str, Any]) -> None:
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree}
-    return {k: v for n, t in tree.items() for k, v in _flatten(t, f"{prefix}.{n}".strip(".")).items()}
+    return {
+        k: v for n, t in tree.items() for k, v in _flatten(t, f"{prefix}.{n}".strip(".")).items()
+    }

@@ -106,9 +106,7 @@ def bilevel_step(
         def ahead(weights: Any, alphas: Any) -> Any:
             gradient, _ = jax.grad(weights_loss, has_aux=True)(weights, alphas)
             trained = {optim.WEIGHTS: weights, optim.ALPHAS: alphas}
-            return optim.update_partition(
-                tx, optim.WEIGHTS, gradient, before.opt_state, trained
-            )[0]
+            return optim.update_partition(tx, optim.WEIGHTS, gradient, before.opt_state, trained)[0]
 
         metrics: Metrics = {}
         finite = jnp.array(True)

@@ -43,13 +43,18 @@ def test_every_config_builds_its_objects_and_documents_itself(path, argument):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.stem in ("gravite_cifar10", "autoformer_imagenet")], ids=lambda p: p.stem
+    "path",
+    [p for p in CONFIGS if p.stem in ("gravite_cifar10", "autoformer_imagenet")],
+    ids=lambda p: p.stem,
 )
 def test_shrunk_config_searches(path, tmp_path):
     """The real recipe and step, on a narrow two-layer space and random images of the real size."""
     config = load(path, None if path.stem not in ARGUMENTS else ARGUMENTS[path.stem][0])
     options = {
-        "embed_dim": (16, 24), "depth": (1, 2), "num_heads": (1, 2), "mlp_ratio": (1.0, 2.0),
+        "embed_dim": (16, 24),
+        "depth": (1, 2),
+        "num_heads": (1, 2),
+        "mlp_ratio": (1.0, 2.0),
     }
     space = {k: v for k, v in config["space"].items() if k not in ("name", "variant", "image_size")}
     space["patch_size"] = 16
@@ -64,11 +69,17 @@ def test_shrunk_config_searches(path, tmp_path):
         {**config["search"]["recipe"], "epochs": 2, "batch_size": 16, "warmup_epochs": 0.5},
         "search",
     )
-    session = open_session(tmp_path, {}, mesh=jax.make_mesh(
-        (8, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    ))
-    state, method = phases.search(
-        session, supernet, config["search"]["relaxation"], dataset, recipe,
+    session = open_session(
+        tmp_path,
+        {},
+        mesh=jax.make_mesh((8, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2),
+    )
+    state, _ = phases.search(
+        session,
+        supernet,
+        config["search"]["relaxation"],
+        dataset,
+        recipe,
         experiment.alphas_optimizer(config["search"]["alphas"]),
     )
     assert int(state.step) == 4

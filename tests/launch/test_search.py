@@ -36,7 +36,10 @@ def environment(devices=1):
 def start(workdir, *extra, devices=1):
     arguments = command("search.py", "--config", CONFIG, "--workdir", workdir, *extra)
     return subprocess.Popen(
-        arguments, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        arguments,
+        env=environment(devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
 
@@ -115,13 +118,20 @@ def test_a_finished_run_leaves_what_a_user_needs(uninterrupted):
     assert "<svg" in (workdir / "report.html").read_text()
     last = rows(workdir)[-1]
     assert last["step"] == STEPS
-    for name in ("train_loss", "val_loss", "entropy", "expected_params", "learning_rate", "mixture"):
+    for name in (
+        "train_loss",
+        "val_loss",
+        "entropy",
+        "expected_params",
+        "learning_rate",
+        "mixture",
+    ):
         assert name in last
 
 
 def sentence(process_output):
     assert "Traceback" not in process_output, process_output
-    return [line for line in process_output.splitlines() if line.startswith("error:")][0]
+    return next(x for x in process_output.splitlines() if x.startswith("error:"))
 
 
 def complain(script, *arguments):
@@ -146,9 +156,7 @@ def complain(script, *arguments):
     ],
 )
 def test_bad_configuration_is_one_sentence(tmp_path, override, expected):
-    assert expected in complain(
-        "search.py", "--config", CONFIG, "--workdir", tmp_path, override
-    )
+    assert expected in complain("search.py", "--config", CONFIG, "--workdir", tmp_path, override)
 
 
 def test_a_directory_of_another_run_is_refused(uninterrupted):
@@ -168,14 +176,20 @@ def test_nan_loss_is_named(tmp_path):
         start(tmp_path, "--config.search.recipe.optimizer.learning_rate=1e30"), status=2
     )
     message = sentence(output)
-    assert "not finite" in message and "learning rate" in message and "gradient of weights" in message
+    assert (
+        "not finite" in message and "learning rate" in message and "gradient of weights" in message
+    )
 
 
 def test_evaluate_and_train_take_what_search_found(uninterrupted, tmp_path):
     searched = uninterrupted(1)
     shared = ["--config", CONFIG, "--weights", searched, "--arch", searched / "arch.json"]
     done = subprocess.run(
-        command("evaluate.py", *shared), env=environment(), capture_output=True, text=True, check=True
+        command("evaluate.py", *shared),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     printed = json.loads(done.stdout.splitlines()[-1])
     found = json.loads((searched / "result.json").read_text())["rows"][0]

@@ -11,9 +11,16 @@ def get_config():
     config.space = {
         "name": "vision_transformer",
         "options": {
-            "embed_dim": (8, 12), "depth": (1, 2), "num_heads": (1, 2), "mlp_ratio": (1.0, 2.0),
+            "embed_dim": (8, 12),
+            "depth": (1, 2),
+            "num_heads": (1, 2),
+            "mlp_ratio": (1.0, 2.0),
         },
-        "image_size": 8, "patch_size": 4, "num_classes": 10, "channels": 1, "head_dim": 4,
+        "image_size": 8,
+        "patch_size": 4,
+        "num_classes": 10,
+        "channels": 1,
+        "head_dim": 4,
         "reach": 1,
     }
     config.search.recipe.epochs = 3.0

@@ -141,7 +141,9 @@ class Loader:
 def loop(tmp_path, step, steps=6, writers=()):
     checkpoints = Checkpointer(tmp_path / "checkpoints", {})
     try:
-        return run("phase", fresh(0), step, [Loader()], Schedule(steps, 2, 2, 3), checkpoints, writers)
+        return run(
+            "phase", fresh(0), step, [Loader()], Schedule(steps, 2, 2, 3), checkpoints, writers
+        )
     finally:
         checkpoints.close()
 
@@ -167,8 +169,12 @@ def test_the_loop_resumes_and_logs_each_line_once(tmp_path):
     state = loop(tmp_path, count, writers=[writer])
     assert int(state.step) == 6
     expected = fresh(0).weights["dense"]["kernel"]
-    np.testing.assert_allclose(state.weights["dense"]["kernel"], expected + sum(range(6)), rtol=1e-6)
-    steps = [line.split('"step": ')[1].split(",")[0] for line in writer.path.read_text().splitlines()]
+    np.testing.assert_allclose(
+        state.weights["dense"]["kernel"], expected + sum(range(6)), rtol=1e-6
+    )
+    steps = [
+        line.split('"step": ')[1].split(",")[0] for line in writer.path.read_text().splitlines()
+    ]
     assert steps == ["2", "4", "6"]
 
 

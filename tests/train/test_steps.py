@@ -23,7 +23,8 @@ def supernet():
         "num_heads": (1, 2),
         "mlp_ratio": (1.0, 2.0),
     }
-    return vision_transformer(options, image_size=4, patch_size=2, num_classes=3, channels=1, head_dim=4, reach=1
+    return vision_transformer(
+        options, image_size=4, patch_size=2, num_classes=3, channels=1, head_dim=4, reach=1
     )
 
 
@@ -89,7 +90,9 @@ def test_weights_move_under_the_new_alphas(supernet):
         weights, _ = optim.update_partition(
             tx, optim.WEIGHTS, gradient(alphas), state.opt_state, state.trained
         )
-        close = jax.tree.map(lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), weights, after.weights)
+        close = jax.tree.map(
+            lambda a, b: bool(jnp.allclose(a, b, atol=1e-6)), weights, after.weights
+        )
         assert all(jax.tree.leaves(close)) == same
 
 
@@ -137,9 +140,7 @@ def test_second_order_matches_finite_differences_in_float64(supernet):
         def ahead(weights, alphas):
             gradient = jax.grad(loss)(weights, alphas, data[0])
             trained = {optim.WEIGHTS: weights, optim.ALPHAS: alphas}
-            return optim.update_partition(
-                tx, optim.WEIGHTS, gradient, state.opt_state, trained
-            )[0]
+            return optim.update_partition(tx, optim.WEIGHTS, gradient, state.opt_state, trained)[0]
 
         @jax.jit
         def objective(alphas):
@@ -187,8 +188,10 @@ def test_partitions_do_not_touch_each_other(supernet):
 def test_only_kernels_decay(supernet):
     weights = supernet.init(jax.random.key(0))["params"]
     decays = optim.decays({optim.WEIGHTS: weights, optim.ALPHAS: {"depth": jnp.zeros(2)}})
-    flat = {jax.tree_util.keystr(p, simple=True, separator="/"): d
-            for p, d in jax.tree_util.tree_leaves_with_path(decays)}
+    flat = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): d
+        for p, d in jax.tree_util.tree_leaves_with_path(decays)
+    }
     assert flat["alphas/depth"]
     for path, decay in flat.items():
         if path.startswith("weights"):
@@ -242,7 +245,10 @@ def test_budget_draws_the_expected_size_down(supernet):
         return float(supernet.expect("params", method.mean(state.alphas)))
 
     assert after(steps.Budget("params", target, 10.0)) < min(0.8 * start, after(None))
-    assert float(steps.Budget("params", 1e9).penalty(supernet, method.mean(make(supernet)[1].alphas))) == 0
+    assert (
+        float(steps.Budget("params", 1e9).penalty(supernet, method.mean(make(supernet)[1].alphas)))
+        == 0
+    )
 
 
 def test_moving_average_follows_the_weights(supernet):
@@ -269,7 +275,9 @@ def test_evaluation_counts_each_example_once():
 
     step = steps.evaluation_step(apply, lambda batch: batch["image"])
     images = jnp.zeros((4, 1, 3, 1)).at[:, 0, 1, 0].set(1.0)
-    sums = step({"image": images, "label": jnp.array([1, 1, 0, 1]), "weight": jnp.array([1, 1, 1, 0.0])})
+    sums = step(
+        {"image": images, "label": jnp.array([1, 1, 0, 1]), "weight": jnp.array([1, 1, 1, 0.0])}
+    )
     assert (float(sums["correct"]), float(sums["weight"])) == (2.0, 3.0)
 
 
