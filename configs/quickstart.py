@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
-    augmentation = {"shift": 1}
+    augmentation = {"shift": 1, "label_smoothing": 0.1}
     return ConfigDict(
         {
             "seed": 0,
@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
                 "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
                 "alphas": {"learning_rate": 1e-2},
                 "recipe": {
-                    "epochs": 120.0,
+                    "epochs": 90.0,
                     "batch_size": 64,
-                    "optimizer": {"learning_rate": 2e-3},
+                    "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
                     "warmup_epochs": 5.0,
                     "augmentation": augmentation,
                     "log_every": 50,
@@ -33,17 +33,17 @@ def get_config() -> ConfigDict:
                 },
             },
             "finetune": {
-                "epochs": 30.0,
+                "epochs": 20.0,
                 "batch_size": 64,
-                "optimizer": {"learning_rate": 5e-4},
+                "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
                 "augmentation": augmentation,
                 "log_every": 50,
                 "save_every": 500,
             },
             "retrain": {
-                "epochs": 100.0,
+                "epochs": 90.0,
                 "batch_size": 64,
-                "optimizer": {"learning_rate": 2e-3},
+                "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
                 "warmup_epochs": 5.0,
                 "augmentation": augmentation,
                 "log_every": 50,

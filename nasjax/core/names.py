@@ -153,8 +153,9 @@ def _leaf(
 def _check_layers(space: SearchSpace, axis: str, leaf: Leaf) -> None:
     per = {p for c in space.depends(axis) if (p := space.choice(c).per) is not None}
     if (space.uses_layer(axis) and leaf.stack is None) or per - {leaf.stack}:
+        where = " or ".join(sorted(per)) or "a stack"
         raise SpaceError(
-            f"axis {axis!r} of {leaf} is chosen per layer of {' or '.join(sorted(per)) or 'it'}"
-            ", but the parameter is in no such layer: give it the stack as its leading axis, or "
-            "put it in a module called STACK_0, STACK_1, ..."
+            f"axis {axis!r} of {leaf} is chosen per layer of {where}, but the parameter is in no "
+            "such layer: give it the stack as its leading axis, or put it in a module called "
+            "STACK_0, STACK_1, ..."
         )

@@ -45,7 +45,8 @@ class Linear(nn.Module):
       use_bias: whether to add a bias [True].
       dtype: of the computation (None: that of the input).
       param_dtype: of the parameters.
-      kernel_init: initialiser of the kernel [truncated normal of 0.02].
+      kernel_init: initialiser of the kernel; None for a truncated normal of standard deviation
+        1 / sqrt(inputs) [truncated normal of 0.02].
       bias_init: initialiser of the bias [zeros].
     """
 
@@ -57,16 +58,19 @@ class Linear(nn.Module):
     use_bias: bool = True
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
-    kernel_init: Initializer = truncated_normal
+    kernel_init: Initializer | None = truncated_normal
     bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``(..., inputs)`` to ``(..., *features)``."""
         inputs = x.shape[x.ndim - self.contract :]
+        init = self.kernel_init
+        if init is None:
+            init = nn.initializers.truncated_normal(math.prod(inputs) ** -0.5)
         kernel = self.param(
             "kernel",
-            named(self.kernel_init, self.kernel_axes),
+            named(init, self.kernel_axes),
             (*inputs, *self.features),
             self.param_dtype,
         )

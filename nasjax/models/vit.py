@@ -24,6 +24,7 @@ from nasjax.core.precision import at_least_float32
 from nasjax.models.layers import (
     DropPath,
     Dtype,
+    Initializer,
     LayerNorm,
     Linear,
     ScaledDropout,
@@ -88,6 +89,7 @@ class Attention(nn.Module):
       reach: distance of relative positions in patches; 0 for none.
       qkv_bias: whether queries, keys and values have a bias.
       scale: factor of the logits [head_dim ** -0.5].
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -98,13 +100,18 @@ class Attention(nn.Module):
     reach: int = 14
     qkv_bias: bool = True
     scale: float | None = None
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
         """Attend within ``x (batch, 1 + patches, embed)``; ``grid`` is rows, columns of patches."""
-        dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        linear: Any = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "kernel_init": self.kernel_init,
+        }
         width = self.num_heads * self.head_dim
         qkv = Linear(
             (3, width),
@@ -113,7 +120,7 @@ class Attention(nn.Module):
             bias_shape=(3 * width,),
             use_bias=self.qkv_bias,
             name="qkv",
-            **dtypes,
+            **linear,
         )(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
@@ -132,7 +139,7 @@ class Attention(nn.Module):
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
         return Linear(
-            (self.features,), ("heads", "residual"), ("residual",), name="proj", **dtypes
+            (self.features,), ("heads", "residual"), ("residual",), name="proj", **linear
         )(mixed.reshape(*x.shape[:-1], width))
 
 
@@ -144,6 +151,7 @@ class Block(nn.Module):
       mlp_dim: hidden width of the perceptron.
       attention: further fields of :class:`Attention`.
       dropout: rate at the sub-network's largest width.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -152,6 +160,7 @@ class Block(nn.Module):
     mlp_dim: int
     attention: Any
     dropout: float = 0.0
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -161,19 +170,20 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, None]:
         """Map ``x (batch, tokens, embed)`` to the same shape; None is for ``nn.scan``."""
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        linear = {**dtypes, "kernel_init": self.kernel_init}
         norm = LayerNorm(name="norm_attention", **dtypes)
         y = norm(x)
         width = norm.active_fraction()
         y = Attention(
-            self.num_heads, features=x.shape[-1], name="attention", **self.attention, **dtypes
+            self.num_heads, features=x.shape[-1], name="attention", **self.attention, **linear
         )(y, grid)
         y = ScaledDropout(self.dropout)(y, width, train)
         x = x + DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **dtypes)(x)
-        y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **dtypes)(y)
+        y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **linear)(y)
         y = jax.nn.gelu(y, approximate=False)
         y = ScaledDropout(self.dropout)(y, width, train)
-        y = Linear((x.shape[-1],), ("mlp", "residual"), ("residual",), name="fc2", **dtypes)(y)
+        y = Linear((x.shape[-1],), ("mlp", "residual"), ("residual",), name="fc2", **linear)(y)
         y = ScaledDropout(self.dropout)(y, width, train)
         return x + DropPath()(y, drop_path, train), None
 
@@ -196,6 +206,8 @@ class VisionTransformer(nn.Module):
       attention_scale: factor of the logits; a number or one per block [head_dim ** -0.5].
       dropout: rate after embedding, projections and activations [0].
       drop_path: rate of stochastic depth in each block; empty for none.
+      init_std: standard deviation of initial kernels, 0.02 as in AutoFormer; None scales it to
+        1 / sqrt(inputs), which narrow networks need to train in few epochs [0.02].
       remat: whether to recompute each block in the backward pass [False].
       dtype: of the computation (None: float32).
       param_dtype: of the parameters [float32].
@@ -222,6 +234,7 @@ class VisionTransformer(nn.Module):
     attention_scale: float | tuple[float, ...] | None = None
     dropout: float = 0.0
     drop_path: tuple[float, ...] = ()
+    init_std: float | None = 0.02
     remat: bool = False
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
@@ -241,6 +254,7 @@ class VisionTransformer(nn.Module):
             ("embed",),
             contract=3,
             name="patches",
+            kernel_init=self._kernel_init(),
             **dtypes,
         )(patches)
         init = named(truncated_normal, ("embed",))
@@ -254,8 +268,20 @@ class VisionTransformer(nn.Module):
         x = ScaledDropout(self.dropout)(x, norm.active_fraction(), train)
         x = norm(self._blocks(x, grid, train))
         x = x[:, 0] if self.pool == "token" else jnp.mean(x[:, 1:], axis=1)
-        head = Linear((self.num_classes,), ("embed", None), (None,), name="head", **dtypes)
+        head = Linear(
+            (self.num_classes,),
+            ("embed", None),
+            (None,),
+            name="head",
+            kernel_init=self._kernel_init(),
+            **dtypes,
+        )
         return at_least_float32(head(x))
+
+    def _kernel_init(self) -> Initializer | None:
+        if self.init_std is None:
+            return None
+        return nn.initializers.truncated_normal(self.init_std)
 
     def _blocks(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
         scales = self.attention_scale
@@ -277,7 +303,14 @@ class VisionTransformer(nn.Module):
             attention = {"head_dim": head_dim, "reach": self.reach, "qkv_bias": self.qkv_bias}
             attention["scale"] = scale
             return block(
-                heads, mlp, attention, self.dropout, self.dtype, self.param_dtype, name=name
+                heads,
+                mlp,
+                attention,
+                self.dropout,
+                self._kernel_init(),
+                self.dtype,
+                self.param_dtype,
+                name=name,
             )
 
         chosen = (self.num_heads, self.mlp_dim, self.head_dim, scales)

@@ -148,7 +148,7 @@ def quickstart(
         patch_size=patch_size,
         num_classes=num_classes,
         channels=channels,
-        **{"head_dim": 12, "reach": 3, **network},
+        **{"head_dim": 12, "reach": 3, "init_std": None, **network},
     )
 
 

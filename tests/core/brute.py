@@ -163,9 +163,7 @@ def probability(space: SearchSpace, mixture: Any, a: dict[str, Any]) -> float:
 
 def architecture_of(space: SearchSpace, a: dict[str, Any], depth: int) -> dict[str, Any]:
     """The architecture of an assignment: the layers beyond the depth cut off."""
-    return {
-        n: v if space.choice(n).per is None else list(v[:depth]) for n, v in a.items()
-    }
+    return {n: v if space.choice(n).per is None else list(v[:depth]) for n, v in a.items()}
 
 
 def random_mixture(space: SearchSpace, seed: int) -> dict[str, np.ndarray]:

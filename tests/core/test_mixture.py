@@ -16,7 +16,11 @@ ARCHS = [architecture.sample(TOWER, jax.random.key(i)) for i in range(20)]
 
 def test_shapes() -> None:
     assert shapes(TOWER) == {
-        "width": (2,), "depth": (2,), "heads": (3, 2), "ratio": (3, 2), "kernel": (3, 2),
+        "width": (2,),
+        "depth": (2,),
+        "heads": (3, 2),
+        "ratio": (3, 2),
+        "kernel": (3, 2),
     }
 
 

@@ -144,13 +144,23 @@ def test_lengths_and_sizes() -> None:
         },
     )
     assert [space.axis_size(a) for a in ("blocks", "fixed", "embed", "mlp", "qkv", "late")] == [
-        2, 7, 8, 12, 6, 8,
+        2,
+        7,
+        8,
+        12,
+        6,
+        8,
     ]
     assert space.depends("mlp") == ("width", "ratio")
     assert space.depends("late") == ("width",) and space.uses_layer("late")
     assert space.depends("fixed") == () and not space.uses_layer("mlp")
     assert dict(space.lengths("mlp")) == {
-        (0, 0): 4, (0, 1): 12, (1, 0): 2, (1, 1): 6, (2, 0): 3, (2, 1): 9,
+        (0, 0): 4,
+        (0, 1): 12,
+        (1, 0): 2,
+        (1, 1): 6,
+        (2, 0): 3,
+        (2, 1): 9,
     }
     assert [n for _, n in space.lengths("late", 0)] == [8, 4, 6]
     assert [n for _, n in space.lengths("late", 1)] == [0, 0, 0]
@@ -200,9 +210,7 @@ WIDTH = Choice("width", (1, 2))
             "axis 'mlp' depends on 'ratio', which is no choice",
         ),
         (
-            lambda: SearchSpace(
-                "s", (Choice("deep", (1, 2), per="blocks"),), {"blocks": "deep"}
-            ),
+            lambda: SearchSpace("s", (Choice("deep", (1, 2), per="blocks"),), {"blocks": "deep"}),
             "depth of stack 'blocks' depends on a choice made per layer",
         ),
         (

@@ -116,11 +116,12 @@ def _inner(truth: Truth, variables: Any, mixture: Any) -> jax.Array:
 
 def _assert_close(got: Any, expected: Any, tolerance: float = 2e-6) -> None:
     assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, x), y in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(
-            x, y, rtol=0, atol=tolerance * max(1e-6, float(np.max(np.abs(y)))),
+            x,
+            y,
+            rtol=0,
+            atol=tolerance * max(1e-6, float(np.max(np.abs(y)))),
             err_msg=jax.tree_util.keystr(path),
         )
 
@@ -173,9 +174,7 @@ def test_linear_in_each_row_of_the_mixture(truth: Truth, choice: str) -> None:
     row = (1,) if TOWER.choice(choice).per else ()
     ends = [mixture, {**mixture, choice: mixture[choice].at[row].set(other[row])}]
     middle = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, *ends)
-    got, first, last = (
-        _superposed(truth, truth.variables, m) for m in (middle, *ends)
-    )
+    got, first, last = (_superposed(truth, truth.variables, m) for m in (middle, *ends))
     _assert_close(got, jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, first, last))
     assert any(
         not np.allclose(x, y)
@@ -247,13 +246,24 @@ def test_mapped_over_mixtures(truth: Truth) -> None:
 def test_half_precision_stays_and_the_mixture_has_a_float32_gradient(truth: Truth) -> None:
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), truth.variables)
     mixture = _single(truth.mixture)
-    got = _superposed(truth, half, mixture)["params"]
+    got = jax.eval_shape(truth.superpose, half, mixture)["params"]
     assert {x.dtype for x in jax.tree.leaves(got)} == {jnp.dtype(jnp.bfloat16)}
-    _assert_close(jax.tree.map(np.float32, got), truth.mean["params"], 2e-2)
+    if "blocks" in half["params"]:
+        got = _superposed(truth, half, mixture)["params"]
+        _assert_close(jax.tree.map(np.float32, got), truth.mean["params"], 2e-2)
     gradient = jax.grad(lambda v, p: _inner(truth, v, p), argnums=(0, 1))
     values, weights = jax.eval_shape(gradient, half, mixture)
     assert {x.dtype for x in jax.tree.leaves(values)} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in weights.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_masks_are_never_multiplied_in_reduced_precision(truth: Truth) -> None:
+    # Accelerators round the operands of a product unless told not to; a CPU would not show it.
+    gradient = jax.grad(lambda v, p: _inner(truth, v, p), argnums=(0, 1))
+    text = str(jax.make_jaxpr(gradient)(truth.variables, _single(truth.mixture)))
+    products = text.count("= dot_general[")
+    highest = text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+    assert products == highest > 20
 
 
 def test_arrays_without_named_axes_pass_untouched(key: jax.Array) -> None:

@@ -19,7 +19,8 @@ NARROW = {**OPTIONS, "embed_dim": (64, 96), "depth": (2,), "num_heads": (1,)}
 
 
 def build(settings, options=OPTIONS):
-    return vision_transformer(options,
+    return vision_transformer(
+        options,
         image_size=settings["img_size"],
         patch_size=settings["patch_size"],
         num_classes=settings["num_classes"],

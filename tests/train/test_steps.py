@@ -16,6 +16,12 @@ STEPS = 10
 
 
 @pytest.fixture(scope="module")
+def default(supernet):
+    """The compiled first-order DARTS step and its state, which most tests share."""
+    return make(supernet)
+
+
+@pytest.fixture(scope="module")
 def supernet():
     options = {
         "embed_dim": (8, 12),
@@ -59,8 +65,8 @@ def differ(first, second):
     return not all(jax.tree.leaves(same))
 
 
-def test_each_level_sees_its_own_data(supernet):
-    step, state = make(supernet)
+def test_each_level_sees_its_own_data(default):
+    step, state = default
     base, _ = step(state, batch(0), batch(1))
     other_weights_data, _ = step(state, batch(2), batch(1))
     other_alphas_data, _ = step(state, batch(0), batch(2))
@@ -70,9 +76,9 @@ def test_each_level_sees_its_own_data(supernet):
     assert differ(base.alphas, other_alphas_data.alphas)
 
 
-def test_weights_move_under_the_new_alphas(supernet):
+def test_weights_move_under_the_new_alphas(supernet, default):
     tx = transformation()
-    step, state = make(supernet, tx=tx)
+    step, state = default
     after, _ = step(state, batch(0), batch(1))
 
     @jax.jit
@@ -164,10 +170,9 @@ def test_second_order_matches_finite_differences_in_float64(supernet):
         assert worst / largest < 1e-4
 
 
-def test_second_order_step_runs_and_differs(supernet):
-    tx = transformation(eps_root=1e-12)
-    first, state = make(supernet, tx=tx)
-    second, _ = make(supernet, tx=tx, second_order=True)
+def test_second_order_step_runs_and_differs(supernet, default):
+    first, state = default
+    second, _ = make(supernet, tx=transformation(eps_root=1e-12), second_order=True)
     one, _ = first(state, batch(0), batch(1))
     # Adam's first step is the sign of the gradient; its first moment shows the gradient itself.
     two, _ = second(state, batch(0), batch(1))
@@ -218,41 +223,51 @@ def test_weight_decay_reaches_weights_and_not_alphas_through_the_weights_optimiz
 
 
 @pytest.mark.parametrize("spoiled", ["weights", "alphas"])
-def test_a_non_finite_batch_leaves_the_parameters_finite_and_is_counted(supernet, spoiled):
-    step, state = make(supernet)
+def test_a_non_finite_batch_changes_nothing_of_its_level_and_is_counted(default, spoiled):
+    step, state = default
     bad = {**batch(0), "image": jnp.full((6, 4, 4, 1), jnp.nan)}
     batches = (bad, batch(1)) if spoiled == "weights" else (batch(0), bad)
     after, metrics = step(state, *batches)
     assert int(after.skipped) == 1
     assert not bool(jnp.all(metrics[f"finite/{spoiled}"]))
+    # Neither the values nor the moments of the optimizer have moved.
+    assert not differ(state.trained[spoiled], after.trained[spoiled])
+    inner, then = state.opt_state.inner_states, after.opt_state.inner_states
+    assert not differ(inner[spoiled], then[spoiled])
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(after.trained))
     again, _ = step(after, batch(0), batch(1))
     assert int(again.skipped) == 0
 
 
-def test_budget_draws_the_expected_size_down(supernet):
-    target = supernet.count("params", supernet.architecture("smallest"))
-    method = relax.darts()
-    start = float(supernet.expect("params", method.mean(make(supernet)[1].alphas)))
-
-    def after(budget):
-        tx = optim.partitioned(
-            optim.Optimizer(1e-3).build(40), optim.alphas_optimizer(0.05).build(40)
-        )
-        step, state = make(supernet, tx=tx, budget=budget)
-        for _ in range(25):
-            state, _ = step(state, batch(0), batch(1))
-        return float(supernet.expect("params", method.mean(state.alphas)))
-
-    assert after(steps.Budget("params", target, 10.0)) < min(0.8 * start, after(None))
-    assert (
-        float(steps.Budget("params", 1e9).penalty(supernet, method.mean(make(supernet)[1].alphas)))
-        == 0
+def test_budget_draws_the_expected_size_to_its_target(supernet):
+    """Gradient descent on the penalty alone ends at the target, and costs nothing below it."""
+    small, large = (
+        supernet.count("params", supernet.architecture(n)) for n in ("smallest", "largest")
     )
+    target = 0.7 * small + 0.3 * large
+    budget = steps.Budget("params", target, 1.0)
+    mean = relax.darts().mean
+    gradient = jax.jit(jax.value_and_grad(lambda a: budget.penalty(supernet, mean(a))))
+    alphas = relax.init_alphas(supernet.space, jax.random.key(1), scale=0.3)
+    start = float(supernet.expect("params", mean(alphas)))
+    for _ in range(300):
+        value, slope = gradient(alphas)
+        alphas = jax.tree.map(lambda a, g: a - 0.1 * g, alphas, slope)
+    assert start > 1.1 * target and float(value) < 0.02
+    assert abs(float(supernet.expect("params", mean(alphas))) / target - 1) < 0.05
+    assert float(steps.Budget("params", 10.0 * large).penalty(supernet, mean(alphas))) == 0
+
+
+def test_budget_enters_the_architecture_step(supernet, default):
+    step, state = make(supernet, budget=steps.Budget("params", 1.0, 100.0))
+    free, _ = default[0](state, batch(0), batch(1))
+    bound, _ = step(state, batch(0), batch(1))
+    size = lambda s: float(supernet.expect("params", relax.darts().mean(s.alphas)))  # noqa: E731
+    assert size(bound) < size(state) and size(bound) < size(free)
 
 
 def test_moving_average_follows_the_weights(supernet):
-    step, state = make(supernet, decay=0.5)
+    step, state = make(supernet, method=relax.spos(), decay=0.5)
     after, _ = step(state, batch(0), batch(1))
     rate = min(0.5, 1 / 10)
     expected = jax.tree.map(lambda a, w: rate * a + (1 - rate) * w, state.weights, after.weights)

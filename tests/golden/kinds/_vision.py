@@ -40,7 +40,8 @@ def supernet_of(
     constructor: Mapping[str, Any], options: Mapping[str, Sequence[Any]], name: str = "golden"
 ) -> Supernet:
     """The super-network of ``options``, whose keys are the reference's names of the choices."""
-    return vision_transformer({ours: tuple(options[theirs]) for theirs, ours in CHOICES.items()},
+    return vision_transformer(
+        {ours: tuple(options[theirs]) for theirs, ours in CHOICES.items()},
         image_size=constructor["img_size"],
         patch_size=constructor["patch_size"],
         num_classes=constructor["num_classes"],
