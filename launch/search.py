@@ -115,8 +115,9 @@ def compare(
 
 
 def _mean_row(samples: list[dict[str, Any]], retrained: list[float]) -> dict[str, Any]:
+    few = f", {len(retrained)} retrained" if retrained else ""
     row = {
-        "network": f"random (mean of {len(samples)})",
+        "network": f"random (mean of {len(samples)}{few})",
         "architecture": None,
         **{c: float(np.mean([s[c] for s in samples])) for c in ("params", "flops")},
         "inherited": float(np.mean([s["accuracy"] for s in samples])),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from nasjax.core import architecture
@@ -239,11 +238,3 @@ def test_a_super_network_that_does_not_fit_fails_before_it_is_drawn() -> None:
     small = supernet(False, patterns=PATTERNS | {"head/bias": ("embed",)})
     with pytest.raises(SpaceError, match="'embed' of params/head/bias has 4 entries"):
         small.init(jax.random.key(0))
-
-
-def test_users_of_nnx_wrap_a_linen_model() -> None:
-    module = supernet(False).module
-    x = jnp.ones((2, 6, 5)) * jnp.arange(5.0)
-    model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), x)
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    np.testing.assert_array_equal(model(x), module.apply({"params": params}, x))

@@ -78,7 +78,8 @@ def test_contiguous_queries_keys_and_values():
 
 @pytest.mark.parametrize("change_qkv", [True, False])
 def test_round_trip_is_exact(change_qkv):
-    settings = {**numpy_vit.SETTINGS, "change_qkv": change_qkv}
+    # Without change_qkv the authors' code, like nasjax, has no relative positions.
+    settings = {**numpy_vit.SETTINGS, "change_qkv": change_qkv, "relative_position": change_qkv}
     weights, supernet = numpy_vit.draw(settings), build(settings)
     exported = export_weights(import_weights(weights, supernet), supernet)
     assert exported.keys() == weights.keys()

@@ -50,6 +50,12 @@ def test_linear_names_shapes_and_initialisation() -> None:
     )
 
 
+def test_kernels_may_be_scaled_to_their_inputs() -> None:
+    layer = Linear((40,), (None,) * 3, contract=2, kernel_init=None)
+    params = nn.unbox(layer.init(jax.random.key(0), jnp.ones((1, 8, 16))))["params"]
+    assert 0.85 < float(jnp.std(params["kernel"])) * math.sqrt(8 * 16) < 1.05
+
+
 def test_linear_computes_in_its_dtype() -> None:
     params = {"kernel": draw(4, 5), "bias": draw(5)}
     layer = Linear((5,), (None, None), dtype=jnp.bfloat16)

@@ -15,13 +15,13 @@ from nasjax.models import vit
 from nasjax.models.vit import Attention, VisionTransformer, relative_index
 
 SMALL: dict[str, Any] = {
-    "num_classes": 3,
-    "embed_dim": 8,
+    "num_classes": 5,
+    "embed_dim": 10,
     "depth": 2,
-    "num_heads": 2,
-    "mlp_dim": 12,
+    "num_heads": 3,
+    "mlp_dim": 15,
     "patch_size": 2,
-    "head_dim": 4,
+    "head_dim": 2,
     "reach": 2,
 }
 
@@ -39,7 +39,7 @@ def shapes(model: nn.Module, x: Any) -> Any:
     return nn.unbox(jax.eval_shape(model.init, jax.random.key(0), x))
 
 
-IMAGES = draw(2, 4, 6, 2, seed=5)
+IMAGES = draw(3, 4, 6, 2, seed=5)
 
 
 def test_relative_index_by_hand() -> None:
@@ -118,7 +118,7 @@ def test_pooling() -> None:
         outputs[pool] = run(variables, IMAGES)
         moved = run(variables, IMAGES + 1)
         assert np.allclose(outputs[pool], moved) == (pool == "token")
-        token = {"class_token": variables["params"]["class_token"] + draw(8)}
+        token = {"class_token": variables["params"]["class_token"] + draw(10)}
         moved = run({"params": variables["params"] | token}, IMAGES)
         assert np.allclose(outputs[pool], moved) == (pool == "mean")
     assert not np.allclose(outputs["mean"], outputs["token"])
@@ -127,7 +127,7 @@ def test_pooling() -> None:
 def test_recomputing_changes_neither_output_nor_gradients() -> None:
     plain, remat = (VisionTransformer(**{**SMALL, "reach": 0}, remat=r) for r in (False, True))
     variables = randomised(shapes(plain, IMAGES))
-    mask = np.float32([1] * 5 + [0.5] * 2 + [0])
+    mask = np.float32([1] * 6 + [0.5] * 3 + [0])
     norms = {n: {"scale": np.stack([mask] * 2)} for n in ("norm_attention", "norm_mlp")}
     extra = {"active": {"blocks": norms, "norm": {"scale": mask}}}
 
@@ -183,7 +183,7 @@ def _equations(jaxpr: Any) -> Any:
     ids=["dropout", "path"],
 )
 def test_training_drops_and_evaluation_does_not(fields: Any, layers: str, key: jax.Array) -> None:
-    sizes = {"num_heads": (2, 2)} if layers == "unrolled" else {}
+    sizes = {"num_heads": (3, 3)} if layers == "unrolled" else {}
     model = VisionTransformer(**{**SMALL, **sizes}, **fields)
     variables = randomised(shapes(model, IMAGES))
     run = jax.jit(lambda k: model.apply(variables, IMAGES, train=True, rngs={"dropout": k}))
@@ -200,7 +200,7 @@ def test_training_drops_and_evaluation_does_not(fields: Any, layers: str, key: j
 def test_every_block_drops_at_its_own_rate(layers: str, key: jax.Array) -> None:
     # Almost surely the first block is kept and the second gone.
     sizes = {**SMALL, "drop_path": (0.0, 1 - 1e-6)}
-    sizes |= {"num_heads": (2, 2)} if layers == "unrolled" else {}
+    sizes |= {"num_heads": (3, 3)} if layers == "unrolled" else {}
     model = VisionTransformer(**sizes)
     variables = randomised(shapes(model, IMAGES))
     got = model.apply(variables, IMAGES, train=True, rngs={"dropout": key})
@@ -216,6 +216,19 @@ def test_every_block_drops_at_its_own_rate(layers: str, key: jax.Array) -> None:
     assert not np.allclose(got, model.apply(variables, IMAGES), rtol=1e-3)
 
 
+@pytest.mark.parametrize("std", [None, 0.1])
+def test_the_scale_of_initial_kernels_reaches_all_of_them(std: float | None) -> None:
+    fields = {"embed_dim": 40, "num_heads": 4, "mlp_dim": 60, "head_dim": 8, "depth": 1}
+    model = VisionTransformer(**{**SMALL, **fields, "reach": 0}, init_std=std)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), IMAGES))["params"]
+    found = [(p, x) for p, x in jax.tree.leaves_with_path(params) if p[-1].key == "kernel"]
+    assert len(found) == 6
+    inputs = {"patches": 2 * 2 * 2, "proj": 32, "fc2": 60}
+    for path, kernel in found:
+        expected = std or inputs.get(path[-2].key, 40) ** -0.5
+        assert float(jnp.std(kernel)) == pytest.approx(0.94 * expected, rel=0.2), path
+
+
 def test_images_must_divide_into_patches() -> None:
     model = VisionTransformer(**{**SMALL, "patch_size": 4})
     with pytest.raises(ValueError, match=r"images of 4 x 6 pixels do not divide into .* 4 x 4"):
@@ -223,13 +236,13 @@ def test_images_must_divide_into_patches() -> None:
 
 
 def test_users_of_nnx_wrap_it() -> None:
-    module = VisionTransformer(**SMALL)
+    module = VisionTransformer(**{**SMALL, "depth": 1, "reach": 0})
     # NNX would place each parameter as it is made, and has no rules for our axes' names.
     with nnx.use_eager_sharding(False):
         model = nnx.bridge.lazy_init(nnx.bridge.ToNNX(module, rngs=nnx.Rngs(0)), IMAGES)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     got = model(IMAGES)
-    assert got.shape == (2, 3)
+    assert got.shape == (3, 5)
     np.testing.assert_allclose(got, module.apply({"params": params}, IMAGES), rtol=1e-6)
 
 

@@ -105,14 +105,12 @@ def test_a_one_hot_super_network_is_the_extracted_network(vit: Compiled) -> None
 @pytest.mark.parametrize(
     ("fields", "train"),
     [
-        ({"pool": "token"}, True),
-        ({"absolute": False, "reach": 0}, False),
-        ({"reach": 0, "pool": "token", "qkv_bias": False}, False),
-        ({"absolute": False, "unrolled": True}, True),
-        ({"remat": True, "attention_scale": 0.3}, True),
-        ({"dropout": 0.3, "drop_path": 0.2}, False),
+        ({"pool": "token", "absolute": False}, True),
+        ({"reach": 0, "qkv_bias": False}, False),
+        ({"unrolled": True, "attention_scale": 0.3}, True),
+        ({"remat": True, "dropout": 0.3, "drop_path": 0.2}, False),
     ],
-    ids=["token", "no positions", "no reach", "unrolled", "remat", "dropout"],
+    ids=["token", "no reach", "unrolled", "dropout"],
 )
 def test_so_it_is_with_every_option(fields: dict[str, Any], train: bool) -> None:
     check(compiled(small(**fields), train), range(100, 106))
@@ -303,12 +301,11 @@ def test_the_same_names_shard_and_sharding_changes_nothing() -> None:
     mixture = relax.darts().mean(alphas)
     images = np.random.default_rng(0).standard_normal((8, 4, 4, 2)).astype(np.float32)
 
-    def loss(variables: Any, mixture: Any, images: Any) -> tuple[jax.Array, jax.Array]:
-        logits = net.module.apply(net.superpose(variables, mixture), images)
-        return jnp.mean(logits**2), logits
+    @jax.jit
+    def forward(variables: Any, mixture: Any, images: Any) -> jax.Array:
+        return net.module.apply(net.superpose(variables, mixture), images)
 
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, expected), gradients = jax.device_get(step(variables, mixture, images))
+    expected = jax.device_get(forward(variables, mixture, images))
 
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     shardings = nn.logical_to_mesh_sharding(net.names, mesh, RULES)
@@ -324,10 +321,6 @@ def test_the_same_names_shard_and_sharding_changes_nothing() -> None:
     ):
         assert value.sharding.shard_shape(value.shape) == local
     data = NamedSharding(mesh, P("data"))
-    (_, got), slopes = step(placed, mixture, jax.device_put(images, data))
+    got = forward(placed, mixture, jax.device_put(images, data))
     assert len(got.sharding.device_set) == 8
     assert_same(jax.device_get(got), expected)
-    for x, y in zip(jax.tree.leaves(slopes), jax.tree.leaves(gradients), strict=True):
-        np.testing.assert_allclose(
-            jax.device_get(x), y, rtol=1e-3, atol=2e-5 * float(np.max(np.abs(y))) + 1e-8
-        )
