@@ -206,8 +206,9 @@ class VisionTransformer(nn.Module):
       attention_scale: factor of the logits; a number or one per block [head_dim ** -0.5].
       dropout: rate after embedding, projections and activations [0].
       drop_path: rate of stochastic depth in each block; empty for none.
-      init_std: standard deviation of initial kernels, 0.02 as in AutoFormer; None scales it to
-        1 / sqrt(inputs), which narrow networks need to train in few epochs [0.02].
+      init_std: standard deviation of initial kernels, before they are truncated at twice that,
+        0.02 as in AutoFormer; None scales it to 1 / sqrt(inputs), which narrow networks need to
+        train in few epochs [0.02].
       remat: whether to recompute each block in the backward pass [False].
       dtype: of the computation (None: float32).
       param_dtype: of the parameters [float32].
@@ -244,8 +245,10 @@ class VisionTransformer(nn.Module):
         """Class logits ``(batch, num_classes)`` of ``images (batch, height, width, channels)``.
 
         Raises:
-          ValueError: if the images are not divisible into patches.
+          ValueError: if the images are not divisible into patches, or ``pool`` is neither.
         """
+        if self.pool not in ("mean", "token"):
+            raise ValueError(f'pool is {self.pool!r}; "mean" or "token" was expected.')
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patches, grid = _patches(images, self.patch_size)
         x = Linear(
