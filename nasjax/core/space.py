@@ -164,13 +164,18 @@ class SearchSpace:
         assert isinstance(axis, Axis)  # __post_init__ made it one
         return axis
 
+    @functools.cached_property
+    def _asks(self) -> dict[str, tuple[str, ...]]:
+        # Reading a signature is slow, and counting asks for lengths by the thousand.
+        return {name: _arguments(self.axis(name).length) for name in self.axes}
+
     def depends(self, axis: str) -> tuple[str, ...]:
         """Names of the choices that the length of ``axis`` depends on."""
-        return tuple(n for n in _arguments(self.axis(axis).length) if n != LAYER)
+        return tuple(n for n in self._asks[axis] if n != LAYER)
 
     def uses_layer(self, axis: str) -> bool:
         """Whether the length of ``axis`` is a function of the layer's index too."""
-        return LAYER in _arguments(self.axis(axis).length)
+        return LAYER in self._asks[axis]
 
     def length(self, axis: str, values: Mapping[str, Option], layer: int | None = None) -> int:
         """Length of ``axis`` for given values of the choices it depends on."""
