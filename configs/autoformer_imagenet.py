@@ -3,7 +3,7 @@
     python launch/search.py --config configs/autoformer_imagenet.py:T --workdir DIR
 
 The argument is the space: T, S or B. The alphas see 100 images of each class of the training set,
-as in TangleNAS's scripts; its batch of 1024 images at either level wants a TPU v4-32 or 8 GPUs.
+as in TangleNAS's scripts; a step takes 1024 images at either level.
 Published: TangleNAS Table 6 for the T space; the networks AutoFormer-T/S/B, found in two stages,
 reach 74.7 / 81.7 / 82.4 percent (as TF-TAS reports them) and can be retrained here by
 
