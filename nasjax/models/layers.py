@@ -33,8 +33,7 @@ def named(init: Initializer, names: Names) -> Any:
 class Linear(nn.Module):
     """A linear map of the last axis onto one or several axes, as one 2-D matrix product.
 
-    Flattening the tokens into rows matters: on a CPU a batched product of 3-D operands costs a
-    third more, forward and backward.
+    Tokens are flattened into rows, which a CPU multiplies faster than a batch of 3-D operands.
 
     Attributes:
       features: sizes of the axes put in place of the contracted ones.
@@ -89,7 +88,7 @@ class Linear(nn.Module):
 
 
 # Recomputed in the backward pass: the gradient of the active channels would otherwise keep four
-# more activations per block, and the search step a fifth more memory than the plain network's.
+# more activations per block.
 @functools.partial(jax.checkpoint, static_argnums=(4,), prevent_cse=False)
 def layer_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, active: jax.Array | None, epsilon: float

@@ -137,7 +137,7 @@ def search(
 
     state = place(session, create, key, supernet.names["params"])
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch))
-    compiled = compile_step(session, "search", step, state, [loader.batch(0) for loader in loaders])
+    compiled = compile_step(session, "search", step)
     with_checkpoints = session.checkpointer("search", space=supernet.space.name)
     try:
         state = loop.run(
@@ -193,7 +193,7 @@ def train(
         return states.create(key, start, tx, average=recipe.average > 0)
 
     state = place(session, create, session.key(phase))
-    compiled = compile_step(session, phase, step, state, [loader.batch(0)])
+    compiled = compile_step(session, phase, step)
     checkpoints = session.checkpointer(phase, **identity)
     try:
         return loop.run(
@@ -266,21 +266,34 @@ def place(
     return jax.jit(create, out_shardings=shardings)(key)
 
 
-def compile_step(
-    session: Session, phase: str, step: steps.Step, state: State, batches: Sequence[steps.Batch]
-) -> Any:
-    """Compile ``step`` once, donating the state, and say what it will cost."""
-    where = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(
-        step, donate_argnums=0, out_shardings=(where, sharding.replicated(session.mesh))
-    )
-    with jax.set_mesh(session.mesh):
-        compiled = jitted.lower(state, *batches).compile()
+def compile_step(session: Session, phase: str, step: steps.Step) -> steps.Step:
+    """``step``, compiled when it is first called, donating the state; then it says its cost.
+
+    Not before: a phase that is resumed at its end needs no program, and a loader that reads in
+    order must not be asked for a batch only to learn its shape.
+    """
+    compiled: Any = None
+
+    def call(state: State, *batches: steps.Batch) -> tuple[State, steps.Metrics]:
+        nonlocal compiled
+        if compiled is None:
+            where = jax.tree.map(lambda x: x.sharding, state)
+            places = (where, sharding.replicated(session.mesh))
+            jitted = jax.jit(step, donate_argnums=0, out_shardings=places)
+            with jax.set_mesh(session.mesh):
+                compiled = jitted.lower(state, *batches).compile()
+            _log_cost(phase, compiled, state, batches)
+        return compiled(state, *batches)
+
+    return call
+
+
+def _log_cost(phase: str, compiled: Any, state: State, batches: Sequence[steps.Batch]) -> None:
     memory = compiled.memory_analysis()
-    parameters = sum(x.size for x in jax.tree.leaves(state.weights))
     needed = "an unknown amount"
     if memory is not None:
         needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
+    parameters = sum(x.size for x in jax.tree.leaves(state.weights))
     logger.info(
         "%s: %s parameters, %d examples a step at each level, %s of memory a device",
         phase,
@@ -288,7 +301,6 @@ def compile_step(
         len(batches[0]["label"]),
         needed,
     )
-    return compiled
 
 
 def _describe(

@@ -16,6 +16,7 @@ from nasjax.train import sharding
 from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import CheckpointError
 from nasjax.train.metrics import JsonlWriter, MetricWriter, TensorBoardWriter
+from nasjax.train.rng import stream
 from nasjax.version import __version__
 
 
@@ -43,8 +44,6 @@ class Session:
 
     def key(self, purpose: str) -> jax.Array:
         """The root key of a phase."""
-        from nasjax.train.rng import stream
-
         return stream(jax.random.key(self.seed), purpose)
 
     def checkpointer(self, phase: str, **identity: Any) -> Checkpointer:
