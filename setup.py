@@ -32,6 +32,7 @@ EXTRAS["test"] = [
     *EXTRAS["safetensors"],
     "importlib_resources>=6",
     "pytest>=8",
+    "pytest-xdist>=3.6",
 ]
 EXTRAS["dev"] = [*EXTRAS["test"], "ruff>=0.6", "mypy>=1.11"]
 

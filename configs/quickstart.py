@@ -34,9 +34,10 @@ def get_config() -> ConfigDict:
                 },
             },
             "finetune": {
-                "epochs": 20.0,
+                "epochs": 30.0,
                 "batch_size": 64,
-                "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
+                "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
+                "warmup_epochs": 3.0,
                 "augmentation": augmentation,
                 "log_every": 50,
                 "save_every": 500,

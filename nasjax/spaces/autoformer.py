@@ -136,8 +136,8 @@ def quickstart(
 ) -> Supernet:
     """A small space for the embedded digits, searched in minutes on two cores."""
     options = {
-        "embed_dim": (32, 40, 48),
-        "depth": (2, 3, 4),
+        "embed_dim": (16, 32, 48),
+        "depth": (1, 2, 3, 4),
         "num_heads": (2, 3, 4),
         "mlp_ratio": (1.0, 2.0, 4.0),
     }

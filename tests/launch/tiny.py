@@ -28,6 +28,7 @@ def get_config():
     config.search.recipe.save_every = 4
     config.search.recipe.warmup_epochs = 1.0
     config.finetune.epochs = 0.2
+    config.finetune.warmup_epochs = 0.0
     config.retrain.epochs = 0.5
     config.retrain.warmup_epochs = 0.1
     config.compare.samples = 2

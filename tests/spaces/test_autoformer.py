@@ -275,7 +275,7 @@ def test_options_may_be_replaced_and_are_checked() -> None:
 def test_the_quickstart_space() -> None:
     net = quickstart()
     assert net.input_shape == (8, 8, 1) and net.module.num_classes == 10
-    assert net.space.size == 3 * (9**2 + 9**3 + 9**4)
+    assert net.space.size == 3 * (9 + 9**2 + 9**3 + 9**4)
     net.names  # noqa: B018
     assert isinstance(net.network(net.architecture("smallest")), VisionTransformer)
 
