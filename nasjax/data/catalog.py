@@ -13,6 +13,7 @@ import numpy as np
 
 from nasjax.data.errors import DataError, DataNotFoundError, require
 from nasjax.data.folder import load_folder
+from nasjax.data.idx import load_idx
 from nasjax.data.prepared import COMMON_NAMES, load_prepared
 from nasjax.data.sources import Dataset, from_arrays
 from nasjax.data.split import stratified_indices
@@ -28,6 +29,7 @@ def load(name: str, **options: Any) -> Dataset:
         name: one of
             `"digits"`: scikit-learn's handwritten digits, 8x8 grey, 1437 train and 360 test;
             `"npz:PATH"`: arrays `x_train`, `y_train`, `x_test`, `y_test` as in `from_arrays`;
+            `"idx:PATH"`: a folder with the four files of MNIST or Fashion-MNIST;
             `"folder:PATH"`: `PATH/train/CLASS/*.png` (or jpg) and `PATH/test` or `PATH/val`;
             `"tfds:NAME"`: prepared by tensorflow-datasets, `NAME[/CONFIG][:VERSION]`.
         **options: of the kind of dataset; every kind takes `mean` and `std`.
@@ -94,6 +96,7 @@ def load_npz(path: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()
 _KINDS: dict[str, Callable[..., Dataset]] = {
     "digits": load_digits,
     "npz": load_npz,
+    "idx": load_idx,
     "folder": load_folder,
     "tfds": load_prepared,
 }
@@ -105,10 +108,13 @@ def _suggest(name: str) -> str:
     # Names people type, each with what they should have written.
     meanings = {"digits": "digits", "npz:PATH": "npz:PATH", "folder:PATH": "folder:PATH"}
     meanings |= {"npz": "npz:PATH", "folder": "folder:PATH", "tfds": "tfds:NAME"}
+    meanings |= {"idx": "idx:PATH", "idx:PATH": "idx:PATH"}
     meanings |= {common: f"tfds:{common}" for common in COMMON_NAMES}
     meanings |= {f"tfds:{common}": f"tfds:{common}" for common in COMMON_NAMES}
     near = difflib.get_close_matches(name, meanings, n=1, cutoff=0.6) or difflib.get_close_matches(
         name.partition(":")[0], meanings, n=1, cutoff=0.6
     )
-    forms = "use 'digits', 'npz:PATH', 'folder:PATH' or 'tfds:NAME'"
+    forms = (
+        "use 'digits', 'npz:PATH', 'folder:PATH' or 'tfds:NAME', or 'idx:PATH' for files of MNIST"
+    )
     return f"did you mean {meanings[near[0]]!r}? Otherwise {forms}" if near else forms

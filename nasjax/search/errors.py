@@ -1,0 +1,9 @@
+"""Errors of searching without training, each one sentence a user can act on."""
+
+from __future__ import annotations
+
+from nasjax.core.errors import NasjaxError
+
+
+class OracleError(NasjaxError):
+    """A table of accuracies cannot be read, or does not know what it is asked for."""
