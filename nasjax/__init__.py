@@ -18,10 +18,11 @@ from nasjax.core.errors import ArchitectureError, NasjaxError, SpaceError
 from nasjax.core.flops import count_multiply_adds
 from nasjax.core.mixture import argmax, entropy, one_hot, uniform
 from nasjax.core.names import axis_names, name_axes
-from nasjax.core.space import Axis, Choice, SearchSpace
+from nasjax.core.space import Axis, Choice, SearchSpace, centred, private
 from nasjax.core.supernet import Supernet
 from nasjax.core.superpose import extract, superpose
 from nasjax.models.layers import active_statistics
+from nasjax.train.calibrate import calibrate_batch_stats
 from nasjax.version import __version__
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "active_statistics",
     "argmax",
     "axis_names",
+    "calibrate_batch_stats",
+    "centred",
     "count_multiply_adds",
     "crossover",
     "decode",
@@ -46,6 +49,7 @@ __all__ = [
     "mutate",
     "name_axes",
     "one_hot",
+    "private",
     "sample",
     "smallest",
     "superpose",

@@ -26,11 +26,15 @@ def depth(space: SearchSpace, stack: str, arch: Arch) -> int:
 
 def axis_length(space: SearchSpace, axis: str, arch: Arch, layer: int | None = None) -> int:
     """Length of ``axis`` in ``arch``; in layer ``layer`` where it is chosen per layer."""
-    values = {
+    return space.length(axis, values(space, axis, arch, layer), layer)
+
+
+def values(space: SearchSpace, axis: str, arch: Arch, layer: int | None = None) -> dict[str, Any]:
+    """The values in ``arch`` of the choices that the length of ``axis`` depends on."""
+    return {
         name: arch[name] if space.choice(name).per is None else arch[name][layer]
         for name in space.depends(axis)
     }
-    return space.length(axis, values, layer)
 
 
 def validate(space: SearchSpace, arch: Arch) -> dict[str, Any]:
@@ -70,7 +74,45 @@ def validate(space: SearchSpace, arch: Arch) -> dict[str, Any]:
         legal[choice.name] = [
             _legal(space, choice, v, f"{choice.name}[{i}]") for i, v in enumerate(values)
         ]
-    return {c.name: legal[c.name] for c in space.choices}
+    legal = {c.name: legal[c.name] for c in space.choices}
+    if space.decoding is not None and decide(space, _scores(space, legal)) != legal:
+        raise ArchitectureError(
+            f"{legal} breaks the rule by which architectures of space {space.name!r} are decoded; "
+            f"the nearest that follows it is {decide(space, _scores(space, legal))}."
+        )
+    return legal
+
+
+def decide(space: SearchSpace, scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The architecture that ``scores`` of all options speak for.
+
+    Args:
+      space: the search space; its decoding rule decides, the best option of every choice if none.
+      scores: an array of the shape of each choice's mixture.
+    """
+    best = {n: np.argmax(s, -1) for n, s in scores.items()}
+    if space.decoding is not None:
+        best.update(space.decoding(scores))
+
+    def pick(choice: Choice, layer: int | None) -> Option:
+        index = best[choice.name] if layer is None else best[choice.name][layer]
+        return choice.options[int(index)]
+
+    return _assemble(space, pick)
+
+
+def _scores(space: SearchSpace, arch: Arch) -> dict[str, np.ndarray]:
+    """1 for the options of ``arch``, 0 for all others."""
+    scores = {}
+    for c in space.choices:
+        rows = [arch[c.name]] if c.per is None else arch[c.name]
+        deepest = 1 if c.per is None else space.axis_size(c.per)
+        scores[c.name] = np.zeros((deepest, len(c.options)))
+        for layer, value in enumerate(rows):
+            scores[c.name][layer, c.options.index(value)] = 1.0
+        if c.per is None:
+            scores[c.name] = scores[c.name][0]
+    return scores
 
 
 def _plain(value: Any) -> Any:
@@ -98,7 +140,18 @@ def _legal(space: SearchSpace, choice: Choice, value: Any, field: str) -> Option
     )
 
 
-def _build(space: SearchSpace, pick: Any) -> dict[str, Any]:
+def _build(space: SearchSpace, pick: Any, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    """A legal architecture from ``pick(choice, layer) -> value``; ``rng`` breaks ties."""
+    arch = _assemble(space, pick)
+    if space.decoding is None:
+        return arch
+    scores = _scores(space, arch)
+    if rng is not None:
+        scores = {n: s + 0.5 * rng.random(s.shape) for n, s in scores.items()}
+    return decide(space, scores)
+
+
+def _assemble(space: SearchSpace, pick: Any) -> dict[str, Any]:
     """An architecture from ``pick(choice, layer) -> value``, per-network choices first."""
     arch: dict[str, Any] = {c.name: pick(c, None) for c in space.choices if c.per is None}
     for c in space.choices:
@@ -130,7 +183,7 @@ def _generator(key: jax.Array) -> np.random.Generator:
 def sample(space: SearchSpace, key: jax.Array) -> dict[str, Any]:
     """A random architecture, uniform and independent in each choice (AutoFormer, SPOS)."""
     rng = _generator(key)
-    return _build(space, lambda c, layer: c.options[rng.integers(len(c.options))])
+    return _build(space, lambda c, layer: c.options[rng.integers(len(c.options))], rng)
 
 
 def mutate(
@@ -146,7 +199,7 @@ def mutate(
         old = arch[choice.name] if layer is None else arch[choice.name][layer]
         return drawn if rng.random() < probability else old
 
-    return _build(space, pick)
+    return _build(space, pick, rng)
 
 
 def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> dict[str, Any]:
@@ -166,7 +219,7 @@ def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> 
                 return parent[choice.name][layer]
         return choice.options[rng.integers(len(choice.options))]
 
-    return _build(space, pick)
+    return _build(space, pick, rng)
 
 
 @functools.cache
@@ -206,4 +259,4 @@ def encode(space: SearchSpace, arch: Arch) -> np.ndarray:
 def decode(space: SearchSpace, vector: np.ndarray) -> dict[str, Any]:
     """The architecture of a vector made by :func:`encode`."""
     index = dict(zip(genes(space), np.asarray(vector).tolist(), strict=True))
-    return validate(space, _build(space, lambda c, layer: c.options[index[c.name, layer]]))
+    return validate(space, _assemble(space, lambda c, layer: c.options[index[c.name, layer]]))

@@ -45,7 +45,8 @@ def parameter_terms(space: SearchSpace, names: Tree, variables: Tree) -> list[Te
         times = 1
         for axis, size in zip(leaf.axes, leaf.shape[leaf.scanned :], strict=True):
             times *= 1 if axis is not None else size
-        terms.append(Term(times, tuple(filter(None, leaf.axes)), leaf.stack, leaf.layer))
+        axes = (*filter(None, leaf.axes), *leaf.operations)
+        terms.append(Term(times, axes, leaf.stack, leaf.layer))
     return terms
 
 

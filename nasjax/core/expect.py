@@ -19,7 +19,7 @@ import functools
 import itertools
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ import numpy as np
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf
 from nasjax.core.precision import at_least_float32
-from nasjax.core.space import SearchSpace
+from nasjax.core.space import Option, SearchSpace
 
 LAYERS = "z"
 # Upper-case letters, of which a space of many choices needs more than the alphabet has.
@@ -48,9 +48,9 @@ class Factor(NamedTuple):
 def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) -> np.ndarray:
     """Masks of ``axis`` for all joint options of its choices: (options..., [layers,] size)."""
 
-    def mask(length: int) -> np.ndarray:
+    def mask(values: Mapping[str, Option], layer: int | None) -> np.ndarray:
         row = np.zeros(space.axis_size(axis), np.float32)
-        row[space.axis(axis).take(length, row.size)] = 1.0
+        row[space.positions(axis, values, layer)] = 1.0
         return row
 
     return _table(space, axis, layers, mask)
@@ -59,18 +59,22 @@ def mask_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) ->
 @functools.cache
 def length_table(space: SearchSpace, axis: str, layers: tuple[int, ...] | None) -> np.ndarray:
     """Lengths of ``axis`` for all joint options of its choices: (options..., [layers])."""
-    return _table(space, axis, layers, np.float32)
+
+    def length(values: Mapping[str, Option], layer: int | None) -> np.float32:
+        return np.float32(space.length(axis, values, layer))
+
+    return _table(space, axis, layers, length)
 
 
 def _table(
     space: SearchSpace,
     axis: str,
     layers: tuple[int, ...] | None,
-    entry: Callable[[int], np.ndarray | np.float32],
+    entry: Callable[[Mapping[str, Option], int | None], np.ndarray | np.float32],
 ) -> np.ndarray:
     shape = tuple(len(space.choice(c).options) for c in space.depends(axis))
     per_layer = [
-        np.stack([entry(length) for _, length in space.lengths(axis, layer)])
+        np.stack([entry(values, layer) for _, values in space.joint(axis)])
         for layer in (layers or (None,))
     ]
     per_layer = [t.reshape(shape + t.shape[1:]) for t in per_layer]

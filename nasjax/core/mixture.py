@@ -64,13 +64,13 @@ def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
 
 
 def argmax(space: SearchSpace, mixture: Mixture) -> dict[str, Any]:
-    """The architecture whose every value carries the greatest weight of its choice."""
-    best = {name: np.argmax(np.asarray(jax.device_get(p)), -1) for name, p in mixture.items()}
-    vector = [
-        best[name] if layer is None else best[name][layer]
-        for name, layer in architecture.genes(space)
-    ]
-    return architecture.decode(space, np.asarray(vector))
+    """The architecture that a mixture speaks for: the heaviest option of every choice.
+
+    A space may decide in another way, see ``SearchSpace.decoding``.
+    """
+    return architecture.decide(
+        space, {n: np.asarray(jax.device_get(p)) for n, p in mixture.items()}
+    )
 
 
 def entropy(mixture: Mixture) -> jax.Array:

@@ -7,6 +7,7 @@ annotation serves superposition, extraction, counting and sharding.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Leaf:
         constant. The leading axis of scanned layers is not among them.
       stack: the stack of layers it belongs to, if any.
       layer: its layer's index where layers are unrolled; None where they are scanned.
+      operations: the operations that it is part of, as axes: it exists where all have length 1.
     """
 
     path: tuple[str, ...]
@@ -93,6 +95,7 @@ class Leaf:
     axes: tuple[str | None, ...]
     stack: str | None = None
     layer: int | None = None
+    operations: tuple[str, ...] = ()
 
     @property
     def scanned(self) -> bool:
@@ -122,10 +125,9 @@ def _leaf(
 ) -> Leaf:
     if len(spec) > len(shape):
         raise SpaceError(f"{'/'.join(path)} has shape {shape}, but {len(spec)} named axes {spec}.")
-    axes = tuple(a if a in space.axes else None for a in spec) + (None,) * (len(shape) - len(spec))
     stack, layer = None, None
-    if axes and axes[0] in space.stacks:
-        stack = axes[0]
+    if spec and spec[0] in space.stacks:
+        stack = spec[0]
     else:
         for part in path:
             match = re.fullmatch(rf"({'|'.join(map(re.escape, space.stacks))})_(\d+)", part)
@@ -136,6 +138,10 @@ def _leaf(
             f"{'/'.join(path)} is in layer {layer} of {stack!r}, but in space {space.name!r} the "
             f"deepest network has {space.axis_size(stack)} layers, counted from 0."
         )
+    named = (space.in_stack(a, stack) if a else None for a in spec)
+    axes = tuple(a if a in space.axes else None for a in named) + (None,) * (len(shape) - len(spec))
+    within = [space.in_stack(part, stack) for part in path]
+    operations = tuple(dict.fromkeys(a for a in within if a in space.operations))
     for dim, axis in enumerate(axes):
         if axis is not None and shape[dim] != space.axis_size(axis):
             raise SpaceError(
@@ -143,11 +149,11 @@ def _leaf(
                 f"length in space {space.name!r} is {space.axis_size(axis)}; "
                 "build the module at its maximal size."
             )
-    leaf = Leaf(path, shape, axes, stack, layer)
-    for axis in axes:
+    leaf = Leaf(path, shape, axes, stack, layer, operations)
+    for axis in (*axes, *operations):
         if axis is not None and axis not in space.stacks:
             _check_layers(space, axis, leaf)
-    return Leaf(path, shape, axes[1:], stack) if leaf.scanned else leaf
+    return dataclasses.replace(leaf, axes=axes[1:]) if leaf.scanned else leaf
 
 
 def _check_layers(space: SearchSpace, axis: str, leaf: Leaf) -> None:

@@ -24,6 +24,7 @@ from nasjax.core.errors import SpaceError, did_you_mean
 Option = int | float | str
 Length = int | str | Callable[..., int]
 Slots = Callable[[int, int], np.ndarray]
+Decoding = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 LAYER = "layer"  # the argument by which a length function asks for the index in its stack
 
@@ -66,6 +67,11 @@ def prefix(length: int, size: int) -> np.ndarray:
     return np.arange(length)
 
 
+def centre(length: int, size: int) -> np.ndarray:
+    """``length`` of ``size`` positions, in the middle: the way kernels are entangled."""
+    return np.arange(length) + (size - length) // 2
+
+
 @dataclass(frozen=True)
 class Axis:
     """A named axis of parameters, and which of its positions an option occupies.
@@ -77,11 +83,26 @@ class Axis:
       take: ``(length, size) -> positions`` that an option reads from the stored parameter.
       put: the positions where the maximal network expects what was read; the same positions
         unless the two layouts differ.
+      owner: the choice each of whose options owns one entry, see :func:`private`.
     """
 
     length: Length
     take: Slots = prefix
     put: Slots | None = None
+    owner: str | None = None
+
+
+def centred(length: Length) -> Axis:
+    """A side of a kernel, of which smaller kernels are the centre."""
+    return Axis(length, take=centre)
+
+
+def private(choice: str) -> Axis:
+    """An axis with one entry for every option of ``choice``: each has parameters of its own.
+
+    A sub-network keeps its option's entry alone, so the length is 1 and the module sums over it.
+    """
+    return Axis(1, owner=choice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +113,22 @@ class SearchSpace:
     it as their leading axis (layers scanned) or live in modules ``NAME_0, NAME_1, ...``. Its
     length is the depth. Axes that a choice names in ``per`` are stacks.
 
+    An *operation* is an axis of length 0 or 1: modules of its name, and all within them, are there
+    where it is 1. Candidates on an edge of a cell are operations, whose outputs are mixed.
+
+    Where an axis is another one in each of several stacks (the kernels of normal and of reduction
+    cells), it is defined as ``"STACK/AXIS"``; parameters in that stack call it ``AXIS``.
+
     Attributes:
       name: what the space is called in files and messages.
       choices: what may be chosen.
       axes: the length of each named axis, as an :class:`Axis` or as its ``length`` alone.
       stacks: further stacks, in whose layers nothing is chosen but whose depth is.
+      operations: axes that say which modules exist.
+      decoding: ``mixture -> option indices``, arrays ``(options,) -> ()`` and ``(layers, options)
+        -> (layers,)``, where the best option of every choice is not the rule. It must map the
+        mixture of a legal architecture to that architecture, and of no other to itself.
+      legal: the number of architectures that follow the rule of ``decoding``.
 
     Example:
       >>> space = SearchSpace(
@@ -115,6 +147,9 @@ class SearchSpace:
     choices: tuple[Choice, ...]
     axes: Mapping[str, Axis | Length]
     stacks: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    decoding: Decoding | None = None
+    legal: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
@@ -138,6 +173,12 @@ class SearchSpace:
                         f"the length of axis {axis!r} depends on {dependency!r}, which is no "
                         f"choice of space {self.name!r}; {did_you_mean(dependency, names)}"
                     )
+        for operation in self.operations:
+            if operation not in axes or set(x for _, x in self.lengths(operation, 0)) - {0, 1}:
+                raise SpaceError(
+                    f"operation {operation!r} of space {self.name!r} must be an axis whose length "
+                    "is 0 or 1: whether it is there."
+                )
         for stack in self.stacks:
             if any(self.choice(c).per for c in self.depends(stack)) or self.uses_layer(stack):
                 raise SpaceError(
@@ -167,7 +208,8 @@ class SearchSpace:
     @functools.cached_property
     def _asks(self) -> dict[str, tuple[str, ...]]:
         # Reading a signature is slow, and counting asks for lengths by the thousand.
-        return {name: _arguments(self.axis(name).length) for name in self.axes}
+        axes = {name: self.axis(name) for name in self.axes}
+        return {n: (a.owner,) if a.owner else _arguments(a.length) for n, a in axes.items()}
 
     def depends(self, axis: str) -> tuple[str, ...]:
         """Names of the choices that the length of ``axis`` depends on."""
@@ -192,15 +234,36 @@ class SearchSpace:
     @functools.cache  # noqa: B019 - spaces are few and live as long as the run
     def axis_size(self, axis: str) -> int:
         """The largest length of ``axis`` over all options: its size in the super-network."""
+        owner = self.axis(axis).owner
+        if owner is not None:
+            return len(self.choice(owner).options)
         return max(length for _, length in self.lengths(axis, 0))
 
-    def lengths(self, axis: str, layer: int | None = None) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Yield ``(indices of the options, length)`` over the joint options of ``axis``."""
+    def positions(
+        self, axis: str, values: Mapping[str, Option], layer: int | None = None
+    ) -> np.ndarray:
+        """The entries of ``axis`` in the super-network that given values of its choices occupy."""
+        owner = self.axis(axis).owner
+        if owner is not None:
+            return np.array([self.choice(owner).options.index(values[owner])])
+        return self.axis(axis).take(self.length(axis, values, layer), self.axis_size(axis))
+
+    def joint(self, axis: str) -> Iterator[tuple[tuple[int, ...], dict[str, Option]]]:
+        """Yield ``(indices of the options, values)`` over the joint options of ``axis``."""
         names = self.depends(axis)
         options = [self.choice(n).options for n in names]
         for index in itertools.product(*(range(len(o)) for o in options)):
-            values = {n: o[i] for n, o, i in zip(names, options, index, strict=True)}
+            yield index, {n: o[i] for n, o, i in zip(names, options, index, strict=True)}
+
+    def lengths(self, axis: str, layer: int | None = None) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Yield ``(indices of the options, length)`` over the joint options of ``axis``."""
+        for index, values in self.joint(axis):
             yield index, self.length(axis, values, layer)
+
+    def in_stack(self, axis: str, stack: str | None) -> str:
+        """What ``axis`` is called in this space for parameters of ``stack``."""
+        qualified = f"{stack}/{axis}"
+        return qualified if qualified in self.axes else axis
 
     @functools.cached_property
     def inert(self) -> tuple[str, ...]:
@@ -211,6 +274,8 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """The exact number of architectures; layers beyond the depth do not count."""
+        if self.legal is not None:
+            return self.legal
         depth_choices = sorted({c for stack in self.stacks for c in self.depends(stack)})
         free = [c for c in self.choices if c.per is None and c.name not in depth_choices]
         total = math.prod(len(c.options) for c in free)
@@ -226,6 +291,23 @@ class SearchSpace:
             )
             for values in joint
         )
+
+
+def by_option(choice: str, table: Mapping[Option, int], otherwise: int = 0) -> Length:
+    """A length that is looked up in a table from the options of one choice.
+
+    Args:
+      choice: its name.
+      table: lengths of some of its options.
+      otherwise: the length of all others.
+    """
+
+    def length(**values: Option) -> int:
+        return table.get(values[choice], otherwise)
+
+    parameter = inspect.Parameter(choice, inspect.Parameter.KEYWORD_ONLY)
+    length.__signature__ = inspect.Signature([parameter])  # type: ignore[attr-defined]
+    return length
 
 
 def _arguments(length: Length) -> tuple[str, ...]:

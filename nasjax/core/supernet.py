@@ -19,7 +19,9 @@ from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
 from nasjax.core.space import SearchSpace
-from nasjax.core.superpose import extract, superpose
+from nasjax.core.superpose import ACTIVE, extract, superpose
+
+STATISTICS = "batch_stats"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Supernet:
       patterns: axis names by path pattern, for modules without metadata (``name_axes``).
       costs: named costs besides the parameters, as terms (``"flops"``: multiply-adds).
       published: named architectures from the literature.
+      retrained: builds the module that is trained from scratch, where it is not ``network``: cell
+        spaces search at one size and train at another.
+      to_text: an architecture as the literature writes it, a genotype.
+      from_text: the architecture that such a text stands for.
+      columns: how tables of this space know an architecture: values of their columns.
     """
 
     space: SearchSpace
@@ -46,6 +53,10 @@ class Supernet:
     patterns: Mapping[str, tuple[str | None, ...]] | None = None
     costs: Mapping[str, Sequence[Term]] = field(default_factory=dict)
     published: Mapping[str, Arch] = field(default_factory=dict)
+    retrained: Callable[[Arch], nn.Module] | None = None
+    to_text: Callable[[Arch], str] | None = None
+    from_text: Callable[[str], Arch] | None = None
+    columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
 
     @functools.cached_property
     def _boxed(self) -> Any:
@@ -57,6 +68,14 @@ class Supernet:
         """Shapes of the maximal variables, as a tree of ``jax.ShapeDtypeStruct``."""
         return nn.unbox(self._boxed)
 
+    @property
+    def empty_statistics(self) -> dict[str, Any]:
+        """Zeros for the running statistics of batch normalisations; empty where there are none."""
+        if STATISTICS not in self.shapes:
+            return {}
+        shapes = self.shapes[STATISTICS]
+        return {STATISTICS: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)}
+
     @functools.cached_property
     def names(self) -> dict[str, Any]:
         """Axis names of the maximal variables, checked against the space."""
@@ -64,7 +83,13 @@ class Supernet:
             names = name_axes(self.shapes, self.patterns)
         else:
             names = axis_names(self._boxed)
-        list(leaves(self.space, names, self.shapes))
+        found = {o for leaf in leaves(self.space, names, self.shapes) for o in leaf.operations}
+        for operation in self.space.operations:
+            if operation not in found:
+                raise SpaceError(
+                    f"no parameter is in an operation {operation!r} of space {self.space.name!r}; "
+                    "call the module of the operation after it."
+                )
         return names
 
     def init(self, key: jax.Array) -> dict[str, Any]:
@@ -79,11 +104,17 @@ class Supernet:
 
     def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
         """Variables of the super-network under ``mixture``; see :func:`superpose`."""
+        if ACTIVE in self.shapes:
+            variables = {**variables, ACTIVE: self.shapes[ACTIVE]}
         return superpose(self.space, self.names, variables, mixture)
 
     def extract(self, variables: Tree, arch: Arch) -> dict[str, Any]:
         """Variables of ``network(arch)``; see :func:`extract`."""
         return extract(self.space, self.names, variables, arch)
+
+    def from_scratch(self, arch: Arch) -> nn.Module:
+        """The module of an architecture that inherits nothing: ``retrained``, or ``network``."""
+        return (self.retrained or self.network)(arch)
 
     def terms(self, name: str) -> Sequence[Term]:
         """The terms of the cost called ``name``: ``"params"`` or a key of ``costs``."""
@@ -106,13 +137,19 @@ class Supernet:
         return cost.expected(self.space, self.terms(name), mixture)
 
     def architecture(self, arch: Arch | str) -> dict[str, Any]:
-        """``arch`` checked; or the one called so: largest, smallest, or a published name."""
+        """``arch`` checked; or the one called so: largest, smallest, a published name, a genotype.
+
+        Raises:
+          ArchitectureError: if it does not lie in the space, or none is called so.
+        """
         if not isinstance(arch, str):
             return architecture.validate(self.space, arch)
         if arch == "largest":
             return architecture.largest(self.space)
         if arch == "smallest":
             return architecture.smallest(self.space)
+        if arch not in self.published and self.from_text is not None and set("|(") & set(arch):
+            return architecture.validate(self.space, self.from_text(arch))
         if arch not in self.published:
             known = ["largest", "smallest", *self.published]
             raise architecture.ArchitectureError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import string
 from typing import Any
 
@@ -24,6 +25,9 @@ ACTIVE = "active"
 def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -> dict[str, Any]:
     """Multiply every maximal array by the expected mask of its axes.
 
+    Arrays of an operation are not multiplied by the probability that it is there, which is told
+    to the operation: it weighs its output.
+
     ``module.apply(superpose(space, names, variables, mixture), x)`` is the super-network under
     ``mixture``; with a one-hot mixture it is the sampled sub-network, at maximal shapes.
 
@@ -35,8 +39,9 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
 
     Returns:
       ``variables`` of the same shapes, and a collection ``"active"`` beside them, which tells
-      each normalisation layer how much of each channel is there: the expected mask, at the path
-      of its parameter ``scale``.
+      each normalisation layer how much of each channel is there (the expected mask, at the path
+      of its parameter ``scale``), and each operation its ``mass`` (the probability that it is
+      there).
 
     Raises:
       SpaceError: if a choice changes the length of no axis: masks cannot express it.
@@ -48,13 +53,25 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
         )
     flat = traverse_util.flatten_dict(dict(variables))
     plan = list(leaves(space, names, variables))
-    weighed = {leaf.path: _weigh(space, leaf, flat[leaf.path], mixture) for leaf in plan}
+    weighed = {
+        leaf.path: _weigh(space, leaf, flat[leaf.path], mixture)
+        for leaf in plan
+        if leaf.path[0] != ACTIVE
+    }
     active = {
         (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), mixture)
         for leaf in plan
         if leaf.path[0] == "params" and leaf.path[-1] == "scale" and any(leaf.axes)
     }
-    return traverse_util.unflatten_dict({**weighed, **active})
+    masses = {leaf.path: _mass(space, leaf, mixture) for leaf in plan if leaf.path[0] == ACTIVE}
+    return traverse_util.unflatten_dict({**weighed, **active, **masses})
+
+
+def _mass(space: SearchSpace, leaf: Leaf, mixture: Mixture) -> jax.Array:
+    """The probability that the operations which ``leaf`` is part of are there."""
+    one = (1,) * len(leaf.operations)
+    whole = dataclasses.replace(leaf, shape=one, axes=leaf.operations)
+    return jnp.reshape(_weigh(space, whole, jnp.ones(one), mixture), leaf.shape)
 
 
 def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
@@ -80,13 +97,7 @@ def _weigh_moved(
     axis = moved[0]
     dim = leaf.axes.index(axis) + leaf.scanned
     size = leaf.shape[dim]
-    rest = Leaf(
-        leaf.path,
-        leaf.shape,
-        tuple(None if a == axis else a for a in leaf.axes),
-        leaf.stack,
-        leaf.layer,
-    )
+    rest = dataclasses.replace(leaf, axes=tuple(None if a == axis else a for a in leaf.axes))
     put = space.axis(axis).put
     assert put is not None
     total = jnp.zeros_like(value)
@@ -117,7 +128,7 @@ def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dic
     Returns:
       Small arrays for the same module class at the sub-network's own sizes. Scanned layers come
       out unrolled, as ``NAME_0, NAME_1, ...``, since each has its own shapes; layers beyond the
-      depth are gone.
+      depth are gone, and operations that were not chosen.
 
     Raises:
       ArchitectureError: if ``arch`` does not lie in ``space``.
@@ -128,17 +139,21 @@ def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dic
     plan = list(leaves(space, names, variables))
     for leaf in plan:
         value = flat[leaf.path]
+        if leaf.path[0] == ACTIVE:
+            continue
         if leaf.stack is None:
-            small[leaf.path] = _cut(space, leaf, value, arch, None)
-            continue
-        layers = architecture.depth(space, leaf.stack, arch)
-        if leaf.layer is not None:
-            if leaf.layer < layers:
-                small[leaf.path] = _cut(space, leaf, value, arch, leaf.layer)
-            continue
-        for layer in range(layers):
-            path = unrolled(leaf.path, leaf.stack, layer)
-            small[path] = _cut(space, leaf, value[layer], arch, layer)
+            layers: list[int | None] = [None]
+        elif leaf.layer is None:
+            layers = list(range(architecture.depth(space, leaf.stack, arch)))
+        else:
+            layers = [leaf.layer] * (leaf.layer < architecture.depth(space, leaf.stack, arch))
+        for layer in layers:
+            if not all(architecture.axis_length(space, a, arch, layer) for a in leaf.operations):
+                continue
+            path, own = leaf.path, value
+            if leaf.scanned:
+                path, own = unrolled(leaf.path, str(leaf.stack), int(layer or 0)), value[layer]
+            small[path] = _cut(space, leaf, own, arch, layer)
     return traverse_util.unflatten_dict(small)
 
 
@@ -163,10 +178,9 @@ def _cut(
     for dim, axis in enumerate(leaf.axes):
         if axis is None or axis in space.stacks:
             continue
-        length = architecture.axis_length(space, axis, arch, layer)
-        keep = space.axis(axis).take(length, value.shape[dim])
-        if length and np.array_equal(keep, np.arange(keep[0], keep[0] + length)):
-            value = jax.lax.slice_in_dim(value, int(keep[0]), int(keep[0]) + length, axis=dim)
+        keep = space.positions(axis, architecture.values(space, axis, arch, layer), layer)
+        if keep.size and np.array_equal(keep, np.arange(keep[0], keep[0] + keep.size)):
+            value = jax.lax.slice_in_dim(value, int(keep[0]), int(keep[-1]) + 1, axis=dim)
         else:
             value = jnp.take(value, keep, axis=dim)
     return value

@@ -87,6 +87,19 @@ class Linear(nn.Module):
         return y.reshape(*lead, *self.features)
 
 
+def dense(features: int, name: str, names: Names = (), bias: str | None = None) -> Linear:
+    """A linear map initialised as PyTorch does, uniform with bound 1 / sqrt(inputs).
+
+    Args:
+      features: outputs.
+      name: of the module.
+      names: of the kernel's axes.
+      bias: name of the bias's axis.
+    """
+    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    return Linear((features,), names, (bias,), kernel_init=init, name=name)
+
+
 # Recomputed in the backward pass: the gradient of the active channels would otherwise keep four
 # more activations per block.
 @functools.partial(jax.checkpoint, static_argnums=(4,), prevent_cse=False)

@@ -8,10 +8,18 @@ from typing import Any
 from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.spaces.autoformer import autoformer, quickstart, vision_transformer
+from nasjax.spaces.darts import darts
+from nasjax.spaces.nas_bench_201 import nas_bench_201
+from nasjax.spaces.toy_cell import toy_cell
+from nasjax.spaces.toy_conv_macro import toy_conv_macro
 
 SPACES: Mapping[str, Callable[..., Supernet]] = {
     "autoformer": autoformer,
+    "darts": darts,
+    "nas_bench_201": nas_bench_201,
     "quickstart": quickstart,
+    "toy_cell": toy_cell,
+    "toy_conv_macro": toy_conv_macro,
     "vision_transformer": vision_transformer,
 }
 
@@ -34,4 +42,14 @@ def make(name: str, **arguments: Any) -> Supernet:
         raise SpaceError(f"space {name!r} cannot be built so: {error}.") from None
 
 
-__all__ = ["SPACES", "autoformer", "make", "quickstart", "vision_transformer"]
+__all__ = [
+    "SPACES",
+    "autoformer",
+    "darts",
+    "make",
+    "nas_bench_201",
+    "quickstart",
+    "toy_cell",
+    "toy_conv_macro",
+    "vision_transformer",
+]

@@ -1,0 +1,114 @@
+"""The convolutional network of TangleNAS's toy macro space: four convolutions to choose, no cells.
+
+Axis names: ``kernel_1`` .. ``kernel_4`` (sides) and ``channels_1`` .. ``channels_4`` (outputs of
+each convolution, inputs of the next). With plain weight sharing every combination of kernel size,
+inputs and outputs has a kernel of its own, along the leading axes ``own_kernel_1``,
+``own_channels_0`` and so on: since a convolution is linear in its kernel and no normalisation
+follows, mixing outputs is mixing kernels.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nasjax.models.convolution import Conv
+from nasjax.models.layers import dense, named
+
+LARGEST = 7  # the side of the last convolution's kernel, which is not searched
+
+
+class OwnedConv(nn.Module):
+    """A convolution whose options own their kernels and biases.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the largest kernel.
+      layer: index from 1, in the names of the axes.
+      owners: options of the inputs, of the outputs and of the kernel size (1 each in a network of
+        its own).
+    """
+
+    features: int
+    kernel_size: int
+    layer: int
+    owners: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(batch, height, width, inputs)`` to ``(batch, height, width, features)``."""
+        before, after = f"channels_{self.layer - 1}", f"channels_{self.layer}"
+        kernel = f"kernel_{self.layer}"
+        owners = (f"own_{before}", f"own_{after}", f"own_{kernel}")
+        side = (self.kernel_size,) * 2
+
+        # As one of its kernels would be drawn, whatever the number of owners.
+        init = nn.initializers.variance_scaling(
+            1 / 3, "fan_in", "uniform", in_axis=(3, 4, 5), out_axis=6, batch_axis=(0, 1, 2)
+        )
+        kernels = self.param(
+            "kernel",
+            named(init, (*owners, kernel, kernel, before, after)),
+            (*self.owners, *side, x.shape[-1], self.features),
+            jnp.float32,
+        )
+        biases = self.param(
+            "bias",
+            named(nn.initializers.zeros_init(), (*owners, after)),
+            (*self.owners, self.features),
+        )
+        pad = self.kernel_size // 2
+        y = jax.lax.conv_general_dilated(
+            x,
+            jnp.sum(kernels, (0, 1, 2)),
+            (1, 1),
+            [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y + jnp.sum(biases, (0, 1, 2))
+
+
+class ConvMacroNetwork(nn.Module):
+    """Five convolutions and four linear layers for images of 32 pixels (TangleNAS section 4.1).
+
+    Attributes:
+      channels: outputs of the first four convolutions.
+      kernels: sides of their kernels.
+      num_classes: classes.
+      dropout: rate at which whole channels are dropped, twice.
+      owners: for plain weight sharing, options (inputs, outputs, kernel) of each convolution.
+    """
+
+    channels: tuple[int, ...]
+    kernels: tuple[int, ...]
+    num_classes: int = 10
+    dropout: float = 0.5
+    owners: tuple[tuple[int, int, int], ...] | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Logits (batch, classes) of images ``(batch, 32, 32, 3)``."""
+        for i in range(1, 5):
+            x = nn.relu(self._conv(i)(x))
+            if i == 3:
+                x = self._drop(x, train)
+            if i in (2, 3):
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        axes = (None, None, "channels_4", None)
+        x = self._drop(Conv(256, LARGEST, axes, use_bias=True, padding=2, name="conv_5")(x), train)
+        x = x.reshape(x.shape[0], -1)
+        for i, features in enumerate((256, 128, 64)):
+            x = nn.relu(dense(features, name=f"hidden_{i + 1}")(x))
+        return dense(self.num_classes, name="head")(x)
+
+    def _conv(self, i: int) -> nn.Module:
+        features, side = self.channels[i - 1], self.kernels[i - 1]
+        if self.owners is not None:
+            return OwnedConv(features, side, i, self.owners[i - 1], name=f"conv_{i}")
+        kernel, before, after = f"kernel_{i}", f"channels_{i - 1}", f"channels_{i}"
+        axes = (kernel, kernel, before, after)
+        return Conv(features, side, axes, after, use_bias=True, name=f"conv_{i}")
+
+    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
