@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
@@ -42,6 +44,18 @@ def _no_penalty(alphas: Alphas) -> jax.Array:
     return jnp.zeros(())
 
 
+def init_alphas(space: SearchSpace, key: jax.Array, scale: float = 1e-3) -> dict[str, jax.Array]:
+    """Architecture parameters of ``space``: normal with standard deviation ``scale``."""
+    return draw_alphas(mixtures.shapes(space), key, scale)
+
+
+def draw_alphas(
+    shapes: Mapping[str, tuple[int, ...]], key: jax.Array, scale: float = 1e-3
+) -> dict[str, jax.Array]:
+    """Arrays of given shapes, by name: normal with standard deviation ``scale``."""
+    return {n: scale * jax.random.normal(_fold(key, n), shape) for n, shape in shapes.items()}
+
+
 @dataclass(frozen=True)
 class Relaxation:
     """How alphas become a mixture.
@@ -53,6 +67,9 @@ class Relaxation:
       penalty: ``alphas -> scalar`` added to the loss of the architecture step.
       hard: whether every mixture is one-hot: the super-network is then a sampled sub-network.
       learns: whether alphas receive a gradient.
+      init: ``(space, key) -> alphas`` before the first step.
+      masks: by choice, 1 for the options that may be decoded and 0 for the others; all may in a
+        choice that is not named.
     """
 
     name: str
@@ -61,14 +78,8 @@ class Relaxation:
     penalty: Callable[[Alphas], jax.Array] = _no_penalty
     hard: bool = False
     learns: bool = True
-
-
-def init_alphas(space: SearchSpace, key: jax.Array, scale: float = 1e-3) -> dict[str, jax.Array]:
-    """Architecture parameters of ``space``: normal with standard deviation ``scale``."""
-    return {
-        name: scale * jax.random.normal(_fold(key, name), shape)
-        for name, shape in mixtures.shapes(space).items()
-    }
+    init: Callable[[SearchSpace, jax.Array], dict[str, jax.Array]] = init_alphas
+    masks: Mapping[str, np.ndarray] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def anneal(start: float, end: float, steps: int) -> Schedule:
@@ -163,7 +174,11 @@ def drnas(anchor: float = 0.0) -> Relaxation:
     """
 
     def draw(alpha: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-        return jax.random.dirichlet(key, concentration(alpha))
+        beta = concentration(alpha)
+        # jax.random.dirichlet, over the options whose concentration has not underflowed.
+        there = beta > 0
+        logs = jax.random.loggamma(key, jnp.where(there, beta, 1.0))
+        return jax.nn.softmax(jnp.where(there, logs, -jnp.inf))
 
     def mean(alpha: jax.Array) -> jax.Array:
         beta = concentration(alpha)
@@ -273,4 +288,6 @@ def relaxation(name: str, **settings: Any) -> Relaxation:
 
 def decode(space: SearchSpace, method: Relaxation, alphas: Mixture) -> dict[str, Any]:
     """The architecture that ``alphas`` have settled on: the likeliest option of every choice."""
-    return mixtures.argmax(space, method.mean(alphas))
+    scores = method.mean(alphas)
+    left_out = {n: jnp.where(mask > 0, scores[n], -jnp.inf) for n, mask in method.masks.items()}
+    return mixtures.argmax(space, {**scores, **left_out})

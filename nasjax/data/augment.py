@@ -90,6 +90,28 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: float) -> jax
     return jnp.where(_erased(mask_key, images.shape[:3], probability), noise, images)
 
 
+def cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+    """Sets a square of each image to 0, the mean of a normalised image.
+
+    Paper: DeVries and Taylor 2017, "Improved Regularization of Convolutional Neural Networks with
+    Cutout". Its centre is any pixel, so that it may stick out of the image.
+
+    Args:
+        images: `(batch, height, width, channels)`, normalised.
+        side: of the square in pixels; 0 for none.
+    """
+    if side == 0:
+        return images
+    batch, height, width, _ = images.shape
+    ends = jnp.array([height, width]).reshape(2, 1, 1, 1, 1)
+    middle = jax.random.randint(key, (2, batch, 1, 1, 1), 0, ends)
+    first = middle - side // 2
+    rows = jnp.arange(height).reshape(1, height, 1, 1) - first[0]
+    columns = jnp.arange(width).reshape(1, 1, width, 1) - first[1]
+    inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return jnp.where(inside, 0, images)
+
+
 def _erased(key: jax.Array, shape: tuple[int, ...], probability: float) -> jax.Array:
     """Pixels to erase: bool `(batch, height, width, 1)` for `shape` (batch, height, width)."""
     batch, height, width = shape
@@ -117,7 +139,7 @@ def resize(images: jax.Array, size: int) -> jax.Array:
 class Augmentation:
     """What is done to a batch between the loader and the model; by default it is normalised only.
 
-    The steps run in the order listed here, normalisation between `randaugment` and `erasing`.
+    The steps run in the order listed here, normalisation between `randaugment` and `cutout`.
     Instances are hashable and can be static arguments of `jax.jit`.
 
     Attributes:
@@ -125,6 +147,7 @@ class Augmentation:
         shift: largest shift in pixels. [0]
         flip: mirror at random. [False]
         randaugment: (operations per image, magnitude from 0 to 10). [None]
+        cutout: side in pixels of a square that is blanked. [0]
         erasing: probability of a random rectangle of noise. [0]
         label_smoothing: share of the label spread evenly over all classes. [0]
         mixup: parameter of the Beta distribution for mixup. [0: off]
@@ -146,9 +169,11 @@ class Augmentation:
     cutmix: float = 0.0
     label_smoothing: float = 0.0
     size: int | None = None
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         _require(self.shift >= 0, "shift", self.shift, "a number of pixels from 0")
+        _require(self.cutout >= 0, "cutout", self.cutout, "a number of pixels from 0")
         _require(0 <= self.erasing <= 1, "erasing", self.erasing, "a probability from 0 to 1")
         _require(self.mixup >= 0, "mixup", self.mixup, "a Beta parameter from 0 (off)")
         _require(self.cutmix >= 0, "cutmix", self.cutmix, "a Beta parameter from 0 (off)")
@@ -195,6 +220,7 @@ class Augmentation:
         if self.randaugment is not None:
             images = randaugment(rand_key, images, *self.randaugment)
         images = normalize(images, mean, std)
+        images = cutout(jax.random.fold_in(erase_key, 1), images, self.cutout)
         images = random_erasing(erase_key, images, self.erasing)
         soft = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
         soft = soft * (1 - self.label_smoothing) + self.label_smoothing / num_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
@@ -15,14 +16,14 @@ from nasjax.data.errors import DataError, DataNotFoundError, require
 from nasjax.data.folder import load_folder
 from nasjax.data.idx import load_idx
 from nasjax.data.prepared import COMMON_NAMES, load_prepared
-from nasjax.data.sources import Dataset, from_arrays
+from nasjax.data.sources import Dataset, Source, from_arrays
 from nasjax.data.split import stratified_indices
 
 _DIGITS_TEST = 360  # of 1797
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load(name: str, **options: Any) -> Dataset:
+def load(name: str, *, train_examples: int | None = None, **options: Any) -> Dataset:
     """Reads a dataset by name. Nothing is ever downloaded.
 
     Args:
@@ -32,6 +33,8 @@ def load(name: str, **options: Any) -> Dataset:
             `"idx:PATH"`: a folder with the four files of MNIST or Fashion-MNIST;
             `"folder:PATH"`: `PATH/train/CLASS/*.png` (or jpg) and `PATH/test` or `PATH/val`;
             `"tfds:NAME"`: prepared by tensorflow-datasets, `NAME[/CONFIG][:VERSION]`.
+        train_examples: train on so many of the training examples, always the same ones, in the
+            same mix of classes. [all]
         **options: of the kind of dataset; every kind takes `mean` and `std`.
             `folder`: `image_size`, `in_memory`, `channels`.
             `tfds`: `data_dir`, `image_size`, `in_memory`, `train_split`, `test_split`.
@@ -53,7 +56,22 @@ def load(name: str, **options: Any) -> Dataset:
         raise DataError(
             f"{kind!r} datasets have no option {unknown[0]!r}: the options are {', '.join(known)}."
         )
-    return reader(rest, **options)
+    dataset = reader(rest, **options)
+    return dataset if train_examples is None else _fewer(dataset, train_examples)
+
+
+def _fewer(dataset: Dataset, count: int) -> Dataset:
+    if not 0 < count <= len(dataset.train):
+        raise DataError(
+            f"train_examples is {count}, but {dataset.name!r} has {len(dataset.train)} training "
+            "examples: ask for 1 to that many."
+        )
+    rng = np.random.RandomState(0)
+    if isinstance(dataset.train, Source):
+        indices, _ = stratified_indices(dataset.train.labels, count, rng)
+    else:
+        indices = rng.permutation(len(dataset.train))[:count]
+    return dataclasses.replace(dataset, train=dataset.train.take(np.sort(indices)))
 
 
 def load_digits(_: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Dataset:

@@ -7,13 +7,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from nasjax import data
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
-from nasjax.core.supernet import Supernet
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import sharding, steps
+from nasjax.train.calibrate import calibrate_batch_stats
 from nasjax.train.session import Session
+
+CALIBRATION_BATCHES = 8
 
 
 class Evaluator:
@@ -35,39 +40,67 @@ class Evaluator:
         self._size = size
         self._superposed: dict[int, Any] = {}
         self._batches: list[steps.Batch] | None = None
+        self._training: jax.Array | None = None
 
-    def network(self, module: nn.Module, weights: Mapping[str, Any]) -> float:
-        """Accuracy of a network with parameters ``weights``."""
+    def network(
+        self,
+        module: nn.Module,
+        weights: Mapping[str, Any],
+        statistics: Mapping[str, Any] | None = None,
+    ) -> float:
+        """Accuracy of a network with parameters ``weights`` and running ``statistics``."""
 
-        def apply(weights: Any, images: jax.Array) -> Any:
-            return module.apply({"params": weights}, images, train=False)
+        def apply(weights: Any, statistics: Any, images: jax.Array) -> Any:
+            return module.apply({"params": weights, **statistics}, images, train=False)
 
-        return self._accuracy(self._compile(apply), weights)
+        given = {STATISTICS: statistics} if statistics else {}
+        return self._accuracy(self._compile(apply), weights, given)
 
     def architecture(self, supernet: Supernet, weights: Mapping[str, Any], arch: Arch) -> float:
         """Accuracy of ``arch`` with weights inherited from the super-network.
 
-        One program serves all architectures: the super-network under a one-hot mixture.
+        One program serves all architectures: the super-network under a one-hot mixture. Where it
+        has batch normalisations their statistics are calibrated on training images.
         """
         if id(supernet) not in self._superposed:
 
-            def apply(weights: Any, mixture: Any, images: jax.Array) -> Any:
+            def apply(weights: Any, mixture: Any, statistics: Any, images: jax.Array) -> Any:
                 variables = supernet.superpose({"params": weights}, mixture)
-                return supernet.module.apply(variables, images, train=False)
+                return supernet.module.apply({**variables, **statistics}, images, train=False)
 
-            self._superposed[id(supernet)] = self._compile(apply)
-        mixture = mixtures.one_hot(supernet.space, arch)
-        return self._accuracy(self._superposed[id(supernet)], weights, mixture)
+            def calibrate(weights: Any, mixture: Any, images: jax.Array) -> Any:
+                variables = supernet.superpose({"params": weights}, mixture)
+                shapes = {**variables, **supernet.empty_statistics}
+                return {STATISTICS: calibrate_batch_stats(supernet.module, shapes, images)}
+
+            self._superposed[id(supernet)] = (self._compile(apply), jax.jit(calibrate))
+        mixture, statistics = mixtures.one_hot(supernet.space, arch), {}
+        evaluate, calibrate = self._superposed[id(supernet)]
+        if STATISTICS in supernet.shapes:
+            statistics = calibrate(weights, mixture, self._calibration())
+        return self._accuracy(evaluate, weights, mixture, statistics)
+
+    def _calibration(self) -> jax.Array:
+        """Training images without augmentation, ``(batches, batch, height, width, channels)``."""
+        if self._training is None:
+            size = self._size or self._dataset.image_shape[0]
+            source, place = self._dataset.train, sharding.batches(self._session.mesh)
+            count = min(CALIBRATION_BATCHES * self._batch_size, len(source))
+            # Evenly spaced: a folder's examples are in the order of their classes.
+            part = source.take(np.linspace(0, len(source) - 1, count).astype(int))
+            options = [size] if isinstance(part, data.RecordSource) else []
+            found = list(data.evaluation_batches(part, self._batch_size, place, *options))
+            whole = found[:-1] if len(found) > 1 and count % self._batch_size else found
+            self._training = jnp.stack([self._prepare(batch) for batch in whole])
+        return self._training
 
     def _compile(self, apply: Callable[..., Any]) -> Callable[..., steps.Metrics]:
-        dataset, size = self._dataset, self._size
+        return jax.jit(steps.evaluation_step(apply, self._prepare))
 
-        def prepare(batch: steps.Batch) -> jax.Array:
-            images = batch["image"]
-            images = images if size is None else data.resize(images, size)
-            return data.normalize(images, dataset.mean, dataset.std)
-
-        return jax.jit(steps.evaluation_step(apply, prepare))
+    def _prepare(self, batch: steps.Batch) -> jax.Array:
+        images = batch["image"]
+        images = images if self._size is None else data.resize(images, self._size)
+        return data.normalize(images, self._dataset.mean, self._dataset.std)
 
     def _accuracy(self, step: Callable[..., steps.Metrics], *variables: Any) -> float:
         sums = [step(*variables, batch) for batch in self._examples()]

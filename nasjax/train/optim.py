@@ -10,21 +10,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nasjax.core.errors import NasjaxError
+from nasjax.core.errors import NasjaxError, did_you_mean
 
 WEIGHTS = "weights"
 ALPHAS = "alphas"
+METHODS = ("adamw", "sgd")
 DECAYED = ("kernel", "embedding")  # biases, norms, tokens and position tables do not decay
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with warm-up, cosine decay, clipping and decay of kernels alone.
+    """AdamW, or SGD, with warm-up, cosine decay and clipping.
 
     Attributes:
+      method: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
       learning_rate: at its peak.
-      weight_decay: decoupled (AdamW), of kernels and embeddings.
-      betas: decay rates of the two moments.
+      weight_decay: decoupled (AdamW), of kernels and embeddings; for SGD it is added to the
+        gradient.
+      betas: decay rates of the two moments; of SGD the first is the momentum.
       warmup_steps: steps of linear warm-up from ``warmup_rate``.
       warmup_rate: learning rate at step 0 of a warm-up.
       final_rate: learning rate at the last step.
@@ -45,6 +48,7 @@ class Optimizer:
     clip: float | None = None
     coupled: bool = False
     eps_root: float = 0.0
+    method: str = "adamw"
 
     def schedule(self, steps: int) -> Callable[[Any], jax.Array]:
         """The learning rate as a function of the step, over ``steps`` steps.
@@ -73,8 +77,15 @@ class Optimizer:
         parts = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
         decay = optax.add_decayed_weights(self.weight_decay, mask=decays)
         first, second = self.betas
-        adam = optax.scale_by_adam(first, second, eps_root=self.eps_root)
-        parts += [decay, adam] if self.coupled else [adam, decay]
+        if self.method not in METHODS:
+            raise NasjaxError(
+                f"no optimizer is called {self.method!r}; {did_you_mean(self.method, METHODS)}"
+            )
+        if self.method == "sgd":
+            parts += [decay, optax.trace(first, nesterov=True)]
+        else:
+            adam = optax.scale_by_adam(first, second, eps_root=self.eps_root)
+            parts += [decay, adam] if self.coupled else [adam, decay]
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule(steps)))
 
 

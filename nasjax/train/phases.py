@@ -19,7 +19,7 @@ import optax
 from nasjax import data, relax
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
-from nasjax.core.supernet import Supernet
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain
@@ -40,8 +40,9 @@ class Recipe:
       optimizer: of the weights; its warm-up is given here, in epochs.
       warmup_epochs: of linear warm-up.
       augmentation: applied inside the step.
+      auxiliary: weight of the loss of the network's auxiliary head, where it has one.
       average: decay of a moving average of the weights, which is then what is evaluated; 0: none.
-      log_every: steps between lines of metrics.
+      log_every: steps between lines of metrics; 0: one line an epoch.
       save_every: steps between checkpoints.
       workers: processes that read and decode data which does not fit in memory.
     """
@@ -51,6 +52,7 @@ class Recipe:
     optimizer: optim.Optimizer = dataclasses.field(default_factory=optim.Optimizer)
     warmup_epochs: float = 0.0
     augmentation: data.Augmentation = dataclasses.field(default_factory=data.Augmentation)
+    auxiliary: float = 0.0
     average: float = 0.0
     log_every: int = 50
     save_every: int = 500
@@ -77,7 +79,8 @@ class Recipe:
     def schedule(self, steps_per_epoch: int) -> loop.Schedule:
         """When the loop logs and saves."""
         total = self.steps(steps_per_epoch)
-        return loop.Schedule(total, self.log_every, self.save_every, steps_per_epoch)
+        log = self.log_every or steps_per_epoch
+        return loop.Schedule(total, log, self.save_every, steps_per_epoch)
 
 
 def search(
@@ -91,8 +94,14 @@ def search(
     weights_fraction: float = 0.5,
     budget: steps.Budget | None = None,
     second_order: bool = False,
+    alphas_from_epoch: float = 0.0,
+    modify: Callable[[relax.Relaxation], relax.Relaxation] | None = None,
+    weights: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
+    phase: str = "search",
+    judge: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> tuple[State, relax.Relaxation]:
-    """Search ``supernet`` by gradient (phase ``"search"``).
+    """Search ``supernet`` by gradient.
 
     Args:
       session: of the run.
@@ -104,6 +113,14 @@ def search(
       weights_fraction: part of the training data whose gradient the weights see.
       budget: optional penalty on an expected cost.
       second_order: whether the architecture's gradient looks one update of the weights ahead.
+      alphas_from_epoch: the epoch from which on the alphas are trained; 15 in PC-DARTS.
+      modify: makes another relaxation of the one that ``relaxation`` names, see
+        :mod:`nasjax.relax_extras`.
+      weights: to start from; drawn anew where None.
+      start: architecture parameters to start from; drawn anew where None.
+      phase: its name, also of its checkpoints.
+      judge: what the log says of the current architecture and the search never sees, such as an
+        oracle's score.
 
     Returns:
       The final state and the relaxation.
@@ -117,6 +134,7 @@ def search(
     per_epoch = loaders[0].steps_per_epoch
     total = recipe.steps(per_epoch)
     method = relax.relaxation(**{**relaxation, "steps": total})
+    method = method if modify is None else modify(method)
     tx = optim.partitioned(recipe.transformation(per_epoch), alphas.build(total))
     step = steps.bilevel_step(
         supernet,
@@ -127,21 +145,24 @@ def search(
         budget=budget,
         second_order=second_order,
         decay=recipe.average,
+        alphas_from=round(alphas_from_epoch * per_epoch),
     )
-    key = session.key("search")
+    key = session.key(phase)
 
     def create(key: jax.Array) -> State:
-        weights = supernet.init(stream(key, "init"))["params"]
-        start = relax.init_alphas(supernet.space, stream(key, "alphas"))
-        return states.create(key, weights, tx, alphas=start, average=recipe.average > 0)
+        first = supernet.init(stream(key, "init"))["params"] if weights is None else weights
+        relaxed = method.init(supernet.space, stream(key, "alphas")) if start is None else start
+        # Copies, since the step donates its state.
+        first, relaxed = jax.tree.map(jax.numpy.array, (first, relaxed))
+        return states.create(key, first, tx, alphas=relaxed, average=recipe.average > 0)
 
     state = place(session, create, key, supernet.names["params"])
-    describe = _describe(supernet, method, recipe.learning_rate(per_epoch))
-    compiled = compile_step(session, "search", step)
-    with_checkpoints = session.checkpointer("search", space=supernet.space.name)
+    describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
+    compiled = compile_step(session, phase, step)
+    with_checkpoints = session.checkpointer(phase, space=supernet.space.name)
     try:
         state = loop.run(
-            "search",
+            phase,
             state,
             compiled,
             loaders,
@@ -181,16 +202,23 @@ def train(
     per_epoch = loader.steps_per_epoch
     tx = optim.partitioned(recipe.transformation(per_epoch))
     step = steps.train_step(
-        module, tx, preparation(dataset, recipe.augmentation), decay=recipe.average
+        module,
+        tx,
+        preparation(dataset, recipe.augmentation),
+        decay=recipe.average,
+        auxiliary=recipe.auxiliary,
+        steps=recipe.steps(per_epoch),
     )
 
     def create(key: jax.Array) -> State:
-        start = weights
-        if start is None:
-            variables = module.init(stream(key, "init"), np.zeros((1, *shape), np.float32))
-            start = nn.unbox(variables)["params"]
+        image = np.zeros((1, *shape), np.float32)
+        # As in training: an auxiliary head is there only then.
+        keys = {"params": stream(key, "init"), "dropout": key}
+        variables = nn.unbox(module.init(keys, image, train=True))
+        start = variables["params"] if weights is None else weights
         start = jax.tree.map(jax.numpy.array, start)  # a copy: the step donates its state
-        return states.create(key, start, tx, average=recipe.average > 0)
+        statistics = variables.get(STATISTICS, {})
+        return states.create(key, start, tx, statistics=statistics, average=recipe.average > 0)
 
     state = place(session, create, session.key(phase))
     compiled = compile_step(session, phase, step)
@@ -304,7 +332,10 @@ def _log_cost(phase: str, compiled: Any, state: State, batches: Sequence[steps.B
 
 
 def _describe(
-    supernet: Supernet, method: relax.Relaxation, rate: Callable[[State], dict[str, float]]
+    supernet: Supernet,
+    method: relax.Relaxation,
+    rate: Callable[[State], dict[str, float]],
+    judge: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
 ) -> Callable[[State], dict[str, Any]]:
     costs = ["params", *(["flops"] if "flops" in supernet.costs else [])]
 
@@ -316,6 +347,8 @@ def _describe(
 
     def describe(state: State) -> dict[str, Any]:
         found = {**rate(state), **plain(measure(state.alphas))}
-        return {**found, "architecture": relax.decode(supernet.space, method, state.alphas)}
+        arch = relax.decode(supernet.space, method, state.alphas)
+        judged = {} if judge is None else {"oracle": dict(judge(arch))}
+        return {**found, "architecture": arch, **judged}
 
     return describe

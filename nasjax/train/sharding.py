@@ -59,7 +59,14 @@ def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rul
       rules: mesh axis for each axis name; names without a rule are replicated.
     """
     table = [(axis, target) for axis, target in rules.items() if target is not None]
-    placed = nn.logical_to_mesh_sharding(dict(names), mesh, table)
+    # An axis may occur twice in an array (both sides of a kernel), which Flax refuses even where
+    # no rule speaks of it.
+    ruled = jax.tree.map(
+        lambda spec: PartitionSpec(*(a if rules.get(a) else None for a in spec)),
+        dict(names),
+        is_leaf=lambda n: isinstance(n, PartitionSpec),
+    )
+    placed = nn.logical_to_mesh_sharding(ruled, mesh, table)
     # Moments mirror the weights: the end of an array's path in the state is its path in them.
     by_path = {
         tuple(p.key for p in path): (sharding, name)

@@ -24,6 +24,8 @@ class State:
       weights: parameters of the network.
       alphas: architecture parameters; empty when a single network is trained.
       opt_state: of :func:`~nasjax.train.optim.partitioned`.
+      statistics: running statistics of batch normalisations; empty in a search, where those of
+        the batch are used and no mixture's would serve another.
       average: exponential moving average of the weights; None where none is kept.
       skipped: how many of the last steps in a row had a non-finite gradient (scalar int32).
       key: the root key of all random streams.
@@ -33,6 +35,7 @@ class State:
     weights: Any
     alphas: Any
     opt_state: Any
+    statistics: Any
     average: Any
     skipped: jax.Array
     key: jax.Array
@@ -49,6 +52,7 @@ def create(
     tx: optax.GradientTransformation,
     *,
     alphas: Tree | None = None,
+    statistics: Tree | None = None,
     average: bool = False,
 ) -> State:
     """The state before the first step.
@@ -58,6 +62,7 @@ def create(
       weights: initial parameters.
       tx: the partitioned optimizer.
       alphas: initial architecture parameters.
+      statistics: initial running statistics.
       average: whether to keep a moving average of the weights.
     """
     trained = {optim.WEIGHTS: weights, optim.ALPHAS: alphas or {}}
@@ -66,6 +71,7 @@ def create(
         weights=weights,
         alphas=alphas or {},
         opt_state=tx.init(trained),
+        statistics=statistics or {},
         average=jax.tree.map(jnp.copy, weights) if average else None,
         skipped=jnp.zeros((), jnp.int32),
         key=key,

@@ -8,6 +8,7 @@ share one forward function and one optimizer with two partitions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from nasjax.core.precision import at_least_float32
-from nasjax.core.supernet import Supernet
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.relax import Relaxation
 from nasjax.train import optim
 from nasjax.train.losses import accuracy, cross_entropy
@@ -64,6 +65,7 @@ def bilevel_step(
     budget: Budget | None = None,
     second_order: bool = False,
     decay: float = 0.0,
+    alphas_from: int = 0,
 ) -> Step:
     """The step ``(state, weights_batch, alphas_batch) -> (state, metrics)`` of a search.
 
@@ -77,6 +79,8 @@ def bilevel_step(
       second_order: differentiate the architecture's loss through one update of the weights,
         exactly (DARTS approximates it by finite differences).
       decay: of the moving average of the weights; 0 where none is kept.
+      alphas_from: the first step in which the alphas are trained. Before it nothing is computed
+        for them, and what is measured on their batch is not a number.
     """
 
     def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
@@ -85,7 +89,12 @@ def bilevel_step(
         variables = supernet.superpose({"params": weights}, mixture)
         rngs = {"dropout": stream(state.key, f"dropout/{name}", state.step)}
         images, labels = data
-        logits: Any = supernet.module.apply(variables, images, train=True, rngs=rngs)
+        # Batch normalisations use the statistics of the batch; what they keep serves no mixture.
+        given = {**variables, **supernet.empty_statistics}
+        logits: Any
+        logits, _ = supernet.module.apply(
+            given, images, train=True, rngs=rngs, mutable=[STATISTICS]
+        )
         return cross_entropy(logits, labels), {"accuracy": accuracy(logits, labels)}
 
     def step(state: State, weights_batch: Batch, alphas_batch: Batch) -> tuple[State, Metrics]:
@@ -110,12 +119,17 @@ def bilevel_step(
 
         metrics: Metrics = {}
         finite = jnp.array(True)
-        if relaxation.learns:
+
+        def learn(state: State) -> tuple[State, jax.Array, Metrics]:
             gradient, aux = architecture_gradient(
                 alphas_loss, state.weights, state.alphas, ahead if second_order else None
             )
-            state, finite = _apply(tx, optim.ALPHAS, gradient, state, metrics)
-            metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
+            found: Metrics = {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
+            return *_apply(tx, optim.ALPHAS, gradient, state, found), found
+
+        if relaxation.learns:
+            late = functools.partial(_from_step, alphas_from) if alphas_from else lambda f: f
+            state, finite, metrics = late(learn)(state)
         (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
             state.weights, state.alphas
         )
@@ -124,6 +138,35 @@ def bilevel_step(
         return _finish(state, finite & also, decay), metrics
 
     return step
+
+
+def _from_step(
+    first: int, learn: Callable[[State], tuple[State, jax.Array, Metrics]]
+) -> Callable[[State], tuple[State, jax.Array, Metrics]]:
+    """``learn``, which trains the alphas, from step ``first`` on; before it nothing at all."""
+
+    def late(state: State) -> tuple[State, jax.Array, Metrics]:
+        def parts(state: State) -> Any:  # what it changes: the weights need not be passed through
+            return state.alphas, state.opt_state.inner_states[optim.ALPHAS]
+
+        def now() -> Any:
+            after, finite, found = learn(state)
+            return parts(after), finite, found
+
+        def not_yet() -> Any:
+            _, finite, found = jax.eval_shape(now)
+            blank = jax.tree.map(
+                lambda x: jnp.full(x.shape, jnp.nan if x.dtype != bool else True, x.dtype),
+                (finite, found),
+            )
+            return parts(state), *blank
+
+        (alphas, inner), finite, found = jax.lax.cond(state.step < first, not_yet, now)
+        inner_states = {**state.opt_state.inner_states, optim.ALPHAS: inner}
+        opt_state = state.opt_state._replace(inner_states=inner_states)
+        return dataclasses.replace(state, alphas=alphas, opt_state=opt_state), finite, found
+
+    return late
 
 
 def architecture_gradient(
@@ -155,6 +198,8 @@ def train_step(
     prepare: Prepare,
     *,
     decay: float = 0.0,
+    auxiliary: float = 0.0,
+    steps: int | None = None,
 ) -> Step:
     """The step ``(state, batch) -> (state, metrics)`` that trains one network.
 
@@ -163,19 +208,37 @@ def train_step(
       tx: made by :func:`~nasjax.train.optim.partitioned`.
       prepare: ``(key, batch) -> (images, soft labels)``.
       decay: of the moving average of the weights; 0 where none is kept.
+      auxiliary: weight of the loss of an auxiliary head, whose logits the module sows as
+        ``intermediates/auxiliary_logits``.
+      steps: length of the training, of which the module reads ``schedule/progress``, 0 to 1.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
         rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
+        given = {STATISTICS: state.statistics} if state.statistics else {}
+        if steps is not None:
+            given["schedule"] = {"progress": state.step / steps}
 
-        def loss(weights: Any) -> tuple[jax.Array, jax.Array]:
-            logits: Any = module.apply({"params": weights}, images, train=True, rngs=rngs)
-            return cross_entropy(logits, labels), accuracy(logits, labels)
+        def loss(weights: Any) -> tuple[jax.Array, Any]:
+            logits: Any
+            logits, changed = module.apply(
+                {"params": weights, **given},
+                images,
+                train=True,
+                rngs=rngs,
+                mutable=[STATISTICS, "intermediates"],
+            )
+            value = cross_entropy(logits, labels)
+            sown = changed.get("intermediates", {}).get("auxiliary_logits", ())
+            total = value + sum(auxiliary * cross_entropy(a, labels) for a in sown)
+            return total, (value, accuracy(logits, labels), changed.get(STATISTICS, {}))
 
-        (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights)
+        gradient, (value, correct, statistics) = jax.grad(loss, has_aux=True)(state.weights)
         metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
         state, finite = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), statistics, state.statistics)
+        state = dataclasses.replace(state, statistics=kept)
         return _finish(state, finite, decay), metrics
 
     return step
