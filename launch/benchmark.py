@@ -2,10 +2,14 @@
 
     python launch/benchmark.py superposition
     python launch/benchmark.py quickstart --seeds 5 --workdir runs/quickstart_seeds
+    python launch/benchmark.py sharing --space nas_bench_201
+    python launch/benchmark.py oracle --space toy_cell --data idx:FOLDER --table TABLE.csv
 
 ``superposition`` compares the search step (loss, gradients of weights and alphas) with the plain
 largest network of the same module, interleaved in one process. ``quickstart`` runs the quickstart
-with several seeds, beside random architectures retrained in the same way.
+with several seeds, beside random architectures retrained in the same way. ``sharing`` compares
+entangled weights with plain weight sharing; ``oracle`` searches with both and judges what is found
+by a table of true accuracies. Stopped, both that search continue where they were.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import benchmark_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -166,6 +171,7 @@ def main() -> None:
     command.add_argument("--random", type=int, default=5, help="random architectures per seed")
     command.add_argument("--workdir", default="runs/quickstart_seeds")
     command.set_defaults(run=quickstart)
+    benchmark_oracle.add_commands(commands)
     options = parser.parse_args()
     result = options.run(options)
     device = jax.devices()[0]

@@ -21,6 +21,7 @@ import nasjax
 from nasjax import data, spaces
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
+from nasjax.search import Oracle, TableKey
 from nasjax.train import optim, phases, sharding, steps
 from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import Stopped
@@ -91,6 +92,24 @@ class Experiment:
             raise NasjaxError(f"this configuration has no section {section!r}; add one.")
         values = self.config[section]
         return recipe(values["recipe"] if section == "search" else values, section)
+
+
+def open_oracle(experiment: Experiment) -> Oracle | None:
+    """The table that ``config.oracle`` names; None where it names none.
+
+    Raises:
+      NasjaxError: if the table does not fit the space.
+    """
+    values = dict(experiment.config.get("oracle") or {})
+    if not values.get("path"):
+        return None
+    space, columns = experiment.supernet.space, experiment.supernet.columns
+    if not columns:
+        raise NasjaxError(
+            f"no table is known of space {space.name!r}; leave config.oracle.path empty."
+        )
+    key = TableKey(tuple(columns), lambda arch: {n: of(arch) for n, of in columns.items()})
+    return Oracle.read(key=key, size=space.size, **values)
 
 
 RULES: Mapping[str, sharding.Rules] = {
@@ -245,6 +264,8 @@ def launch(main: Callable[[list[str]], None]) -> None:
         except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             # What ml_collections raises for a bad override, and a config file for its own faults.
             text = " ".join(str(error).strip("'\"").replace("\\n", " ").split())
+            if isinstance(error, AttributeError | KeyError) and text.isidentifier():
+                text = f"it has no key {text!r}; the file lists the keys that can be overridden"
             print(f"error: the configuration cannot be read: {text}", file=sys.stderr)
             sys.exit(2)
 

@@ -13,12 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from experiment import Experiment, alphas_optimizer, announce, budget, launch, open_experiment
+from experiment import (
+    Experiment,
+    alphas_optimizer,
+    announce,
+    budget,
+    launch,
+    open_experiment,
+    open_oracle,
+)
 from ml_collections import config_flags
 
 import nasjax
 from nasjax import relax, report
 from nasjax.core import architecture
+from nasjax.search import Oracle
 from nasjax.train import phases
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
@@ -35,17 +44,21 @@ def main(argv: list[str]) -> None:
     """Search, compare, report."""
     del argv
     run = open_experiment(CONFIG.value, WORKDIR.value, tensorboard=TENSORBOARD.value)
+    oracle = open_oracle(run)
     announce(run, run.recipe("search").batch_size)
-    _write_result(run, [], [])
-    weights, arch = search(run)
+    _write_result(run, [], [], {})
+    weights, arch = search(run, oracle)
     rows, samples = compare(run, weights, arch)
-    _write_result(run, rows, samples)
+    judged = {} if oracle is None else _judge(oracle, arch)
+    _write_result(run, rows, samples, judged)
     if jax.process_index() == 0:
         print("\n" + report.format_table(rows))
+        if judged:
+            print("\n" + report.format_oracle(judged))
         print(f"\nReport: {report.write_report(run.session.workdir)}")
 
 
-def search(run: Experiment) -> tuple[Any, dict[str, Any]]:
+def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str, Any]]:
     """The weights of the searched super-network and the architecture found, also in arch.json."""
     settings = run.config["search"]
     state, method = phases.search(
@@ -58,11 +71,13 @@ def search(run: Experiment) -> tuple[Any, dict[str, Any]]:
         weights_fraction=settings.get("weights_fraction", 0.5),
         budget=budget(settings.get("budget")),
         second_order=settings.get("second_order", False),
+        judge=None if oracle is None else oracle.score,
     )
     arch = relax.decode(run.supernet.space, method, state.alphas)
     costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}
     name = run.supernet.space.name
-    run.session.write_json("arch.json", {"space": name, "architecture": arch, **costs})
+    text = {} if run.supernet.to_text is None else {"genotype": run.supernet.to_text(arch)}
+    run.session.write_json("arch.json", {"space": name, "architecture": arch, **text, **costs})
     return states.evaluated(state), arch
 
 
@@ -89,22 +104,27 @@ def compare(
             "network": "found",
             **_describe(run, found),
             "inherited": inherited(found),
-            "fine_tuned": _trained(run, evaluator, "finetune", found, weights),
-            "retrained": _trained(run, evaluator, "retrain", found),
-        }
-    ]
-    largest = architecture.largest(space)
-    rows.append(
-        {
-            "network": "largest",
-            **_describe(run, largest),
-            "inherited": inherited(largest),
-            "fine_tuned": None,
-            "retrained": _trained(run, evaluator, "retrain/largest", largest)
-            if settings["retrain_largest"]
+            "fine_tuned": _trained(run, evaluator, "finetune", found, weights)
+            if settings.get("finetune", True)
+            else None,
+            "retrained": _trained(run, evaluator, "retrain", found)
+            if settings.get("retrain", True)
             else None,
         }
-    )
+    ]
+    if all(isinstance(o, int | float) for c in space.choices for o in c.options):
+        largest = architecture.largest(space)
+        rows.append(
+            {
+                "network": "largest",
+                **_describe(run, largest),
+                "inherited": inherited(largest),
+                "fine_tuned": None,
+                "retrained": _trained(run, evaluator, "retrain/largest", largest)
+                if settings["retrain_largest"]
+                else None,
+            }
+        )
     retrained = [
         _trained(run, evaluator, f"retrain/random_{i}", arch)
         for i, arch in enumerate(drawn[: settings["retrain_random"]])
@@ -140,19 +160,33 @@ def _trained(
     run: Experiment, evaluator: Evaluator, phase: str, arch: dict[str, Any], weights: Any = None
 ) -> float:
     """Test accuracy of ``arch`` trained as its own network, from inherited weights if given."""
-    start = None
+    start, module = None, run.supernet.from_scratch(arch)
     if weights is not None:
         start = run.supernet.extract({"params": weights}, arch)["params"]
-    module = run.supernet.network(arch)
+        module = run.supernet.network(arch)
     recipe = run.recipe("finetune" if weights is not None else "retrain")
     state = phases.train(run.session, phase, module, run.dataset, recipe, start, architecture=arch)
-    accuracy = evaluator.network(module, states.evaluated(state))
+    accuracy = evaluator.network(module, states.evaluated(state), state.statistics)
     for writer in run.session.writers:
         writer.write(phase, int(state.step), {"test_accuracy": accuracy})
     return accuracy
 
 
-def _write_result(run: Experiment, rows: list[Any], samples: list[Any]) -> None:
+def _judge(oracle: Oracle, arch: dict[str, Any]) -> dict[str, Any]:
+    """What the table says of the architecture found, and of choosing at random."""
+    return {
+        "table": oracle.name,
+        "architectures": oracle.size,
+        "found": oracle.score(arch),
+        "best": oracle.best,
+        "mean": oracle.mean,
+        "random": {str(draws): oracle.random(draws) for draws in (1, 10, 100)},
+    }
+
+
+def _write_result(
+    run: Experiment, rows: list[Any], samples: list[Any], oracle: dict[str, Any]
+) -> None:
     space = run.supernet.space
     choices = [{"name": c.name, "options": list(c.options), "per": c.per} for c in space.choices]
     run.session.write_json(
@@ -161,6 +195,7 @@ def _write_result(run: Experiment, rows: list[Any], samples: list[Any]) -> None:
             "space": {"name": space.name, "choices": choices, "size": str(space.size)},
             "rows": rows,
             "samples": samples,
+            **({"oracle": oracle} if oracle else {}),
             "test_examples": len(run.dataset.test),
             "versions": {"nasjax": nasjax.__version__, "jax": jax.__version__},
             "device": jax.devices()[0].device_kind,

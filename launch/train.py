@@ -49,10 +49,11 @@ def main(argv: list[str]) -> None:
     phases.check_images(run.supernet, run.dataset, recipe.augmentation)
     arch = read_arch(run.supernet, ARCH.value)
     start: Any = None
+    module = run.supernet.from_scratch(arch)
     if WEIGHTS.value is not None:
         weights = read_weights(run.supernet, WEIGHTS.value)
         start = run.supernet.extract({"params": weights}, arch)["params"]
-    module = run.supernet.network(arch)
+        module = run.supernet.network(arch)
     state = phases.train(
         run.session, "train", module, run.dataset, recipe, start, architecture=arch
     )
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
         "architecture": arch,
         **{c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)},
         "init": INIT.value,
-        "test_accuracy": evaluator.network(module, states.evaluated(state)),
+        "test_accuracy": evaluator.network(module, states.evaluated(state), state.statistics),
     }
     run.session.write_json("network.json", result)
     print(json.dumps(result))

@@ -117,3 +117,98 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
         "mesh": {"data": -1, "model": 1},
         "sharding": "replicated",
     }
+
+
+def cell_search(
+    *,
+    epochs: float,
+    relaxation: str = "drnas",
+    optimizer: dict[str, Any] | None = None,
+    batch_size: int = 64,
+    augmentation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The search of TangleNAS on cell spaces: SGD, Adam 3e-4 for the alphas, half of the data each.
+
+    Args:
+      epochs: of the search, in passes over the weights' half.
+      relaxation: name of the relaxation.
+      optimizer: fields of :class:`nasjax.train.optim.Optimizer` [SGD 0.025 to 0.001, decay 5e-4].
+      batch_size: images of a step at either level.
+      augmentation: fields of :class:`nasjax.data.Augmentation`.
+    """
+    return {
+        "relaxation": {"name": relaxation, "temperature": (10.0, 0.1), "anchor": 0.0},
+        "weights_fraction": 0.5,
+        "second_order": False,
+        "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
+        "alphas": {"learning_rate": 3e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
+        "recipe": {
+            "epochs": float(epochs),
+            "batch_size": batch_size,
+            "optimizer": {**SGD, **(optimizer or {})},
+            "augmentation": augmentation or {},
+            "log_every": 0,
+            "save_every": 1000,
+        },
+    }
+
+
+SGD: dict[str, Any] = {
+    "method": "sgd",
+    "learning_rate": 0.025,
+    "final_rate": 0.001,
+    "betas": (0.9, 0.999),
+    "weight_decay": 5e-4,
+    "clip": 5.0,
+}
+
+
+def searched_run(
+    space: dict[str, Any],
+    data: dict[str, Any],
+    search: dict[str, Any],
+    retrain: dict[str, Any],
+    finetune: dict[str, Any] | None = None,
+    table: str = "",
+) -> dict[str, Any]:
+    """A whole run of a space whose networks are retrained by their own recipe.
+
+    Args:
+      space: name and arguments of the space.
+      data: name and options of the dataset.
+      search: see :func:`cell_search`.
+      retrain: fields of :class:`nasjax.train.phases.Recipe`.
+      finetune: the same; a tenth of the retraining's epochs where None.
+      table: path of a table of true accuracies, see docs/oracle.md.
+    """
+    tenth = {**retrain, "epochs": retrain["epochs"] / 10}
+    return {
+        "seed": 0,
+        "space": space,
+        "data": data,
+        "oracle": {"path": table, "accuracy": "test_acc"},
+        "search": search,
+        "finetune": finetune or tenth,
+        "retrain": retrain,
+        "compare": {
+            "batch_size": 500,
+            "samples": 20,
+            "finetune": True,
+            "retrain": True,
+            "retrain_largest": False,
+            "retrain_random": 0,
+        },
+        "mesh": {"data": -1, "model": 1},
+        "sharding": "replicated",
+    }
+
+
+def choose(name: str, variants: dict[str, Any]) -> Any:
+    """The variant called ``name`` of a configuration file that has several.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if name not in variants:
+        raise ValueError(f"the argument is {' or '.join(map(repr, variants))}, not {name!r}.")
+    return variants[name]

@@ -6,6 +6,7 @@ figures need matplotlib (``pip install "nasjax[report]"``); loading and tables d
 """
 
 from nasjax.report.html import write_report
+from nasjax.report.oracle import anytime, format_oracle, oracle_plot, regret_plot
 from nasjax.report.plots import (
     accuracy_size_plot,
     architecture_plot,
@@ -13,15 +14,20 @@ from nasjax.report.plots import (
     training_plot,
 )
 from nasjax.report.record import Run
-from nasjax.report.tables import format_table, html_table
+from nasjax.report.tables import format_columns, format_table, html_table
 
 __all__ = [
     "Run",
     "accuracy_size_plot",
+    "anytime",
     "architecture_plot",
+    "format_columns",
+    "format_oracle",
     "format_table",
     "html_table",
     "mixture_plot",
+    "oracle_plot",
+    "regret_plot",
     "training_plot",
     "write_report",
 ]

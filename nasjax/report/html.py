@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nasjax.report.formats import format_accuracy, format_flops, format_params, is_number
-from nasjax.report.page import BODY, STYLE, TABLE_HINT
+from nasjax.report.oracle import anytime, format_oracle, oracle_plot
+from nasjax.report.page import BODY, ORACLE, STYLE, TABLE_HINT
 from nasjax.report.plots import (
     accuracy_size_plot,
     architecture_plot,
@@ -165,9 +166,21 @@ def _page(run: Run) -> str:
             if run.lines("search")
             else "",
         ),
+        oracle=_oracle(run),
         config=_config(run),
         versions=_versions(run),
     )
+
+
+def _oracle(run: Run) -> str:
+    """A section on what a table of true accuracies says; empty where there was none."""
+    judged = run.result.get("oracle")
+    if not anytime(run)[0] and not judged:
+        return ""
+    text = escape(format_oracle(judged)) if isinstance(judged, dict) else ""
+    caption = "The architecture that led at each logged step, as the table has it. The search "
+    caption += "does not see the table."
+    return ORACLE.format(text=text, figure=_figure(oracle_plot(run), caption))
 
 
 def _config(run: Run) -> str:

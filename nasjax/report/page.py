@@ -44,6 +44,13 @@ TABLE_HINT = """\
 are. Fine-tuned: after some more training of these weights. Retrained: trained from scratch.</p>
 """
 
+ORACLE = """\
+<section><h2>The truth</h2>
+<p>{text}</p>
+{figure}
+</section>
+"""
+
 BODY = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -69,7 +76,7 @@ BODY = """\
 <section><h2>Accuracy and size</h2>
 {size}
 </section>
-<section><h2>How the choices were made</h2>
+{oracle}<section><h2>How the choices were made</h2>
 {mixture}
 </section>
 <section><h2>Training</h2>

@@ -42,8 +42,21 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     if not rows:
         return "no results yet"
-    columns = [_aligned(list(column)) for column in zip(*map(_cells, rows), strict=True)]
-    widths = [max(map(len, [head, *col])) for head, col in zip(_HEADER, columns, strict=True)]
+    return format_columns(_HEADER, [_cells(row) for row in rows])
+
+
+def format_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats cells as aligned columns: the first one to the left, the others to the right.
+
+    Args:
+        header: Names of the columns.
+        rows: As many cells in each row; a deviation stands behind " ±".
+
+    Returns:
+        Lines joined by newlines, without a final newline.
+    """
+    columns = [_aligned(list(column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, [head, *col])) for head, col in zip(header, columns, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         name, *values = cells
@@ -52,7 +65,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return "  ".join(padded).rstrip()
 
     rule = "  ".join("─" * width for width in widths)
-    return "\n".join([line(_HEADER), rule, *map(line, zip(*columns, strict=True))])
+    return "\n".join([line(header), rule, *map(line, zip(*columns, strict=True))])
 
 
 def html_table(rows: Sequence[Mapping[str, Any]]) -> str:

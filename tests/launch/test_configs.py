@@ -17,6 +17,9 @@ ARGUMENTS = {
     "gravite_cifar10": ["32", "224"],
     "gravite_cifar100": ["32", "224"],
     "autoformer_imagenet": ["T", "S", "B"],
+    **{
+        name: ["full", "small"] for name in ("toy_cell", "toy_conv_macro", "nas_bench_201", "darts")
+    },
 }
 CASES = [(p, a) for p in CONFIGS for a in ARGUMENTS.get(p.stem, [None])]
 

@@ -151,6 +151,7 @@ def complain(script, *arguments):
         ("--config.search.relaxation.name=drnass", "did you mean 'drnas'"),
         ("--config.data.name=digitz", "digits"),
         ("--config.sedd=1", 'Did you mean "seed"'),
+        ("--config.space.quux=1", "no key 'quux'"),
         ("--config.data.name=tfds:cifar10", "not prepared"),
         ("--config.search.recipe.batch_size=5000", "batch_size"),
         ("--config.mesh.model=3", "mesh"),

@@ -1,0 +1,203 @@
+"""Benchmarks of entanglement beside plain weight sharing, and of searches judged by a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasjax import relax, report, spaces
+from nasjax.train.losses import cross_entropy
+
+LAUNCH = pathlib.Path(__file__).parent
+SMALL: dict[str, dict[str, Any]] = {
+    "nas_bench_201": {"channels": 16, "cells": 5},
+    "darts": {"channels": 16, "cells": 8},
+    "toy_cell": {},
+    "toy_conv_macro": {},
+}
+
+
+def oracle(options: argparse.Namespace) -> dict[str, Any]:
+    """Searches of every method and kind of sharing, judged by a table of true accuracies."""
+    rows, curves = [], {}
+    for method in options.method:
+        for sharing in options.sharing:
+            runs = [_searched(options, method, sharing, seed) for seed in range(options.seeds)]
+            name = f"{method}/{sharing}"
+            rows.append({"method": name, **_summary(runs)})
+            curves[name] = [run["curve"] for run in runs]
+    judged = runs[0]["oracle"]
+    folder = pathlib.Path(options.workdir)
+    table = report.format_columns(
+        ("method", "accuracy", "regret", "rank", "seconds", "memory"),
+        [
+            (
+                r["method"],
+                f"{r['mean_test_acc']:.2f} ± {r['std_test_acc']:.2f}",
+                f"{r['mean_regret']:.2f}",
+                f"{r['mean_rank']:.0f}",
+                f"{r['mean_seconds']:.0f}",
+                f"{r['peak_memory_bytes'] / 2**30:.2f} GiB",
+            )
+            for r in rows
+        ],
+    )
+    (folder / "oracle.txt").write_text(table + "\n")
+    (folder / "oracle.svg").write_text(report.regret_plot(curves, judged))
+    print(table)
+    print(f"random: {json.dumps(judged['random'])}; figure: {folder / 'oracle.svg'}")
+    return {
+        "space": options.space,
+        "seeds": options.seeds,
+        "methods": rows,
+        "random": judged["random"],
+        "best": judged["best"],
+    }
+
+
+def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int) -> dict[str, Any]:
+    """What one search found; run in a process of its own, which resumes by itself."""
+    workdir = pathlib.Path(options.workdir) / f"{method}_{sharing}_{seed}"
+    measured = workdir / "measured.json"
+    if not measured.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        config = LAUNCH.parent / "configs" / f"{options.space}.py"
+        command = [
+            sys.executable,
+            str(LAUNCH / "search.py"),
+            f"--config={config}:{options.size}",
+            f"--workdir={workdir}",
+            f"--config.seed={seed}",
+            f"--config.search.relaxation.name={method}",
+            f"--config.space.sharing={sharing}",
+            f"--config.data.name={options.data}",
+            f"--config.oracle.path={options.table}",
+            "--config.compare.samples=0",
+            "--config.compare.finetune=False",
+            "--config.compare.retrain=False",
+            *options.set,
+        ]
+        began = time.perf_counter()
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            sys.exit(f"error: the search of {workdir} failed; its message is above.")
+        measured.write_text(
+            json.dumps(
+                {
+                    "seconds": time.perf_counter() - began,
+                    "peak_memory_bytes": usage.ru_maxrss * 1024,
+                }
+            )
+        )
+    result = json.loads((workdir / "result.json").read_text())
+    curve = report.anytime(report.Run.load(workdir))
+    return {**json.loads(measured.read_text()), "oracle": result["oracle"], "curve": curve}
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = [run["oracle"]["found"] for run in runs]
+    accuracies = [f["accuracy"] for f in found]
+    return {
+        "mean_test_acc": float(np.mean(accuracies)),
+        "std_test_acc": float(np.std(accuracies)),
+        "test_acc": accuracies,
+        "mean_regret": float(np.mean([f["regret"] for f in found])),
+        "mean_rank": float(np.mean([f["rank"] for f in found])),
+        "mean_seconds": float(np.mean([run["seconds"] for run in runs])),
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
+    }
+
+
+def sharing(options: argparse.Namespace) -> dict[str, Any]:
+    """Time and memory of the search step, entangled beside plain weight sharing."""
+    steps = {}
+    for kind in ("entangled", "plain"):
+        supernet = spaces.make(options.space, sharing=kind, **SMALL[options.space])
+        images = jax.random.normal(jax.random.key(1), (options.batch, *supernet.input_shape))
+        labels = jax.nn.one_hot(np.arange(options.batch) % 10, 10)
+        weights = supernet.init(jax.random.key(0))["params"]
+        alphas = relax.init_alphas(supernet.space, jax.random.key(2))
+
+        def step(
+            weights: Any, alphas: Any, supernet: Any = supernet, images: Any = images,
+            labels: Any = labels,
+        ) -> Any:  # fmt: skip
+            def loss(weights: Any, alphas: Any) -> jax.Array:
+                mixed = {n: jax.nn.softmax(a) for n, a in alphas.items()}
+                given = {
+                    **supernet.superpose({"params": weights}, mixed),
+                    **supernet.empty_statistics,
+                }
+                rngs = {"dropout": jax.random.key(3)}
+                logits, _ = supernet.module.apply(
+                    given, images, train=True, rngs=rngs, mutable=["batch_stats"]
+                )
+                return cross_entropy(logits, labels)
+
+            return jax.value_and_grad(loss, (0, 1))(weights, alphas)
+
+        compiled = jax.jit(step).lower(weights, alphas).compile()
+        analysis = compiled.memory_analysis()
+        steps[kind] = (compiled, weights, alphas, analysis)
+        print(f"{kind}: {analysis.temp_size_in_bytes / 2**20:,.0f} MiB of activations", flush=True)
+    times: list[tuple[float, float]] = []
+    for pair in range(options.pairs + 1):
+        seconds = []
+        for kind in ("entangled", "plain"):
+            compiled, weights, alphas, _ = steps[kind]
+            began = time.perf_counter()
+            jax.block_until_ready(compiled(weights, alphas))
+            seconds.append(time.perf_counter() - began)
+        if pair:
+            times.append((seconds[0], seconds[1]))
+            print(
+                f"pair {pair}: {seconds[0]:.2f} s entangled, {seconds[1]:.2f} s plain", flush=True
+            )
+    sizes = {
+        kind: a.temp_size_in_bytes + a.argument_size_in_bytes + a.output_size_in_bytes
+        for kind, (_, _, _, a) in steps.items()
+    }
+    return {
+        "space": options.space,
+        "batch": options.batch,
+        "pairs": options.pairs,
+        "time_ratio": float(np.median([e / p for e, p in times])),
+        "memory_ratio": sizes["entangled"] / sizes["plain"],
+        "activations_ratio": steps["entangled"][3].temp_size_in_bytes
+        / steps["plain"][3].temp_size_in_bytes,
+        "entangled_seconds": float(np.median([e for e, _ in times])),
+        "plain_seconds": float(np.median([p for _, p in times])),
+        "entangled_bytes": sizes["entangled"],
+        "plain_bytes": sizes["plain"],
+    }
+
+
+def add_commands(commands: Any) -> None:
+    """Add these benchmarks to the command line of ``benchmark.py``."""
+    command = commands.add_parser("oracle", help=oracle.__doc__)
+    command.add_argument("--space", required=True, choices=sorted(SMALL))
+    command.add_argument("--table", required=True, help="CSV file of true accuracies")
+    command.add_argument("--data", required=True, help="dataset, e.g. idx:FOLDER")
+    command.add_argument("--size", default="small", help="variant of the configuration")
+    command.add_argument("--method", nargs="+", default=["drnas"])
+    command.add_argument("--sharing", nargs="+", default=["entangled", "plain"])
+    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--workdir", default="runs/oracle")
+    command.add_argument("--set", nargs="*", default=[], help="more --config.NAME=VALUE overrides")
+    command.set_defaults(run=oracle)
+    command = commands.add_parser("sharing", help=sharing.__doc__)
+    command.add_argument("--space", default="nas_bench_201", choices=sorted(SMALL))
+    command.add_argument("--batch", type=int, default=64)
+    command.add_argument("--pairs", type=int, default=5)
+    command.set_defaults(run=sharing)

@@ -1,0 +1,92 @@
+"""A cell space searched, retrained and judged by a table, through the launcher."""
+
+import csv
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from nasjax.spaces.toy_cell import toy_cell
+from tests.launch.test_search import complain, environment
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = pathlib.Path(__file__).with_name("tiny_cell.py")
+COLUMNS = tuple(toy_cell().columns)
+
+
+def accuracy(ops):
+    return 90.0 + 0.1 * sum(ops)
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A data set of 8x8 images, and a table in which the operations of higher index are better."""
+    folder = tmp_path_factory.mktemp("given")
+    rng = np.random.default_rng(0)
+    labels = np.arange(160) % 4
+    images = rng.integers(0, 128, (160, 8, 8), dtype=np.uint8) + 30 * labels[:, None, None]
+    images = images.astype(np.uint8)
+    np.savez(
+        folder / "data.npz",
+        x_train=images[:128], y_train=labels[:128], x_test=images[128:], y_test=labels[128:],
+    )  # fmt: skip
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "test_acc", "num_params"])
+        for ops in itertools.product(range(4), repeat=6):
+            writer.writerow([*ops, accuracy(ops), 1])
+    return folder
+
+
+def options(given, workdir):
+    return [
+        "--config", CONFIG, "--workdir", workdir, f"--config.data.name=npz:{given / 'data.npz'}",
+        f"--config.oracle.path={given / 'table.csv'}",
+    ]  # fmt: skip
+
+
+def test_a_search_is_judged_and_its_network_retrained(given, tmp_path):
+    command = [sys.executable, ROOT / "launch" / "search.py", *options(given, tmp_path)]
+    done = subprocess.run(
+        [str(part) for part in command], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    arch = json.loads((tmp_path / "arch.json").read_text())
+    indices = [toy_cell().columns[c](arch["architecture"]) for c in COLUMNS]
+    assert arch["genotype"].startswith("Genotype(normal=[(")
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["oracle"]["found"]["accuracy"] == pytest.approx(accuracy(indices))
+    assert result["oracle"]["best"] == pytest.approx(91.8)
+    assert f"rank {result['oracle']['found']['rank']:,} of 4,096" in done.stdout
+    row = result["rows"][0]
+    assert all(0 <= row[k] <= 1 for k in ("inherited", "fine_tuned", "retrained"))
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    judged = [x for x in lines if "oracle" in x]
+    assert [x["epoch"] for x in judged] == [1, 2, 3]  # every epoch, and only the search
+    for line in judged:
+        ops = [toy_cell().columns[c](line["architecture"]) for c in COLUMNS]
+        assert line["oracle"]["regret"] == pytest.approx(91.8 - accuracy(ops))
+    assert "The truth" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[:-1], "4095"),
+        (lambda rows: [*rows, rows[5]], "lines 6 and 4098"),
+        (lambda rows: [[*rows[0][:5], "x", *rows[0][6:]], *rows[1:]], "r12"),
+    ],
+    ids=["missing", "double", "column"],
+)
+def test_a_bad_table_is_one_sentence(given, tmp_path, change, message):
+    with (given / "table.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    bad = tmp_path / "bad.csv"
+    with bad.open("w", newline="") as file:
+        csv.writer(file).writerows(change(rows))
+    extra = f"--config.oracle.path={bad}"
+    assert message in complain("search.py", *options(given, tmp_path / "run"), extra)
