@@ -11,6 +11,10 @@ add ``--config.search.recipe.epochs=250 --config.search.recipe.batch_size=256``.
 baseline is ``--config.space.sharing=plain``, TangleNAS's own form of entanglement
 ``--config.space.group_mass=inside``.
 
+PC-DARTS: ``--config.space.partial_channels=4 --config.search.relaxation.name=darts
+--config.search.edge_weights=True --config.search.alphas_from_epoch=15``. DrNAS's stages are
+``nasjax.train.progressive`` (docs/relaxations.md).
+
 Retraining is DARTS's protocol: 36 channels, 20 cells, 600 epochs, SGD 0.025 to 0, decay 3e-4,
 batch 96, cutout of 16 pixels, dropped paths up to 0.2, an auxiliary head of weight 0.4.
 Measured by us: not yet run.

@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 import nasjax
-from nasjax import data, spaces
+from nasjax import data, relax, relax_extras, spaces
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.search import Oracle, TableKey
@@ -92,6 +92,32 @@ class Experiment:
             raise NasjaxError(f"this configuration has no section {section!r}; add one.")
         values = self.config[section]
         return recipe(values["recipe"] if section == "search" else values, section)
+
+
+def modification(
+    supernet: Supernet, settings: Mapping[str, Any]
+) -> Callable[[relax.Relaxation], relax.Relaxation] | None:
+    """What ``config.search`` makes of its relaxation: options left out, edges weighed.
+
+    Raises:
+      NasjaxError: if the space has no such option, or no edges.
+    """
+    left_out = tuple(settings.get("leave_out") or ())
+    weighed = bool(settings.get("edge_weights"))
+    if weighed and not supernet.nodes:
+        raise NasjaxError(
+            f"space {supernet.space.name!r} has no edges to weigh; leave "
+            "config.search.edge_weights False."
+        )
+    if not left_out and not weighed:
+        return None
+    masks = relax_extras.without(supernet.space, *left_out)
+
+    def modify(method: relax.Relaxation) -> relax.Relaxation:
+        method = relax_extras.pruned(method, masks) if masks else method
+        return relax_extras.with_edge_weights(method, supernet.nodes) if weighed else method
+
+    return modify
 
 
 def open_oracle(experiment: Experiment) -> Oracle | None:

@@ -19,6 +19,7 @@ from experiment import (
     announce,
     budget,
     launch,
+    modification,
     open_experiment,
     open_oracle,
 )
@@ -71,6 +72,8 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         weights_fraction=settings.get("weights_fraction", 0.5),
         budget=budget(settings.get("budget")),
         second_order=settings.get("second_order", False),
+        alphas_from_epoch=settings.get("alphas_from_epoch", 0.0),
+        modify=modification(run.supernet, settings),
         judge=None if oracle is None else oracle.score,
     )
     arch = relax.decode(run.supernet.space, method, state.alphas)

@@ -140,6 +140,9 @@ def cell_search(
         "relaxation": {"name": relaxation, "temperature": (10.0, 0.1), "anchor": 0.0},
         "weights_fraction": 0.5,
         "second_order": False,
+        "alphas_from_epoch": 0.0,
+        "edge_weights": False,
+        "leave_out": (),
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 3e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": {

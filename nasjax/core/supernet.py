@@ -43,6 +43,7 @@ class Supernet:
         spaces search at one size and train at another.
       to_text: an architecture as the literature writes it, a genotype.
       from_text: the architecture that such a text stands for.
+      nodes: for each choice made per edge of a cell, the edges that end in each of its nodes.
       columns: how tables of this space know an architecture: values of their columns.
     """
 
@@ -56,6 +57,7 @@ class Supernet:
     retrained: Callable[[Arch], nn.Module] | None = None
     to_text: Callable[[Arch], str] | None = None
     from_text: Callable[[str], Arch] | None = None
+    nodes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
 
     @functools.cached_property

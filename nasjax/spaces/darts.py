@@ -128,6 +128,7 @@ def darts(
         retrained=lambda arch: build(edges(arch), full, affine=True),
         to_text=to_genotype,
         from_text=from_genotype,
+        nodes={kind: NODES for kind in KINDS},
     )
 
 

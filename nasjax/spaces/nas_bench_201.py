@@ -16,7 +16,7 @@ from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
 from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.supernet import Supernet
-from nasjax.models.cells import NasBench201
+from nasjax.models.cells import NasBench201, incoming
 from nasjax.models.operations import Candidate, axes, candidates
 from nasjax.spaces import genotype
 
@@ -82,6 +82,7 @@ def nas_bench_201(
         retrained=lambda arch: build(genotype.chosen(found, arch[CHOICE]), sizes, affine=True),
         to_text=to_string,
         from_text=from_string,
+        nodes={CHOICE: incoming(1, len(ENDS))},
         columns={"arch": to_string},
     )
 

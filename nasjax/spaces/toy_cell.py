@@ -13,7 +13,7 @@ from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
 from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.supernet import Supernet
-from nasjax.models.cells import ToyCellNetwork
+from nasjax.models.cells import ToyCellNetwork, incoming
 from nasjax.models.operations import axes, candidates
 from nasjax.spaces import genotype
 
@@ -80,6 +80,7 @@ def toy_cell(
         costs={"flops": _multiply_adds(found, image_size, image_channels, channels, num_classes)},
         to_text=to_genotype,
         from_text=from_genotype,
+        nodes={kind: incoming(1, len(BEGINS)) for kind in KINDS},
         columns=columns,
     )
 

@@ -193,7 +193,7 @@ def _check(phase: str, state: State, metrics: Mapping[str, jax.Array]) -> None:
 
 def _summary(line: Mapping[str, Any]) -> str:
     parts = [f"loss {line['train_loss']:.3f}", f"acc {line['train_accuracy']:.1%}"]
-    if "val_accuracy" in line:
+    if np.isfinite(line.get("val_accuracy", np.nan)):
         parts.append(f"val {line['val_accuracy']:.1%}")
     if "entropy" in line:
         parts.append(f"entropy {line['entropy']:.2f}")

@@ -65,7 +65,9 @@ class JsonlWriter:
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Append a line."""
-        row = {"phase": phase, "step": step, **plain(values)}
+        # What was not measured at this step is nan, which JSON does not have.
+        measured = {k: v for k, v in plain(values).items() if v == v}
+        row = {"phase": phase, "step": step, **measured}
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
