@@ -79,6 +79,8 @@ def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -
     if moved:
         return _weigh_moved(space, leaf, moved, value, mixture)
     factors = mask_factors(space, mixture, leaf)
+    if not factors:
+        return value
     subscript = (LAYERS if leaf.scanned else "") + string.ascii_lowercase[: len(leaf.axes)]
     letters = tuple(factor.letters for factor in factors)
     return scale(subscript, letters, value, tuple(factor.array for factor in factors))

@@ -189,20 +189,21 @@ def _check_names(
                 missing.append(entry.names[0].format(layer))
     if missing:
         raise WeightsError(
-            f"the weights lack {_some(missing)}, which the largest network of space "
-            f"{space.name!r} has; they hold {_some(state_dict)}."
+            f"the weights lack {listed(missing)}, which the largest network of space "
+            f"{space.name!r} has; they hold {listed(state_dict)}."
         )
     paths = {leaf.path for leaf in plan}
     foreign = [n for n in state_dict if (table.locate(n) or ((), None))[0] not in paths]
     if foreign and strict:
         raise WeightsError(
-            f"the weights hold {_some(foreign)}, for which the network of space {space.name!r} "
+            f"the weights hold {listed(foreign)}, for which the network of space {space.name!r} "
             "has no place: build it with the parts the weights were trained with, or pass "
             "strict=False to leave these tensors out."
         )
 
 
-def _some(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first few of ``names`` and how many there are, for a message."""
     names = list(names)
     shown = ", ".join(map(repr, names[:SHOWN]))
     more = f", ... ({len(names)} tensors)" if len(names) > SHOWN else ""

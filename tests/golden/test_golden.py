@@ -17,7 +17,19 @@ from tests.golden.run import check_files
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("stem", ["autoformer", "autoformer_counts", "tanglenas_vit"])
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "autoformer",
+        "autoformer_counts",
+        "darts",
+        "nb201",
+        "relaxations",
+        "tanglenas_vit",
+        "toy_cell",
+        "toy_conv_macro",
+    ],
+)
 def test_the_authors_numbers(shared, stem, capsys):
     path = shared / "golden" / f"{stem}.json"
     status = check_files([path])
@@ -56,6 +68,18 @@ def test_a_perturbed_output_or_count_fails(tmp_path, capsys):
     path.write_text(json.dumps(document))
     assert check_files([path]) == 0
     assert all(line.endswith("info") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_wrong_count_or_genotype_of_cells_fails(tmp_path, capsys):
+    path = writing.cells_file(tmp_path)
+    assert check_files([path]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out.count("  ok\n") == 2
+    document = json.loads(path.read_text())
+    document["cases"][0]["num_params"] += 1
+    document["cases"][1]["genotype"]["reduce"][0][0] = "avg_pool_3x3"
+    path.write_text(json.dumps(document))
+    assert check_files([path]) == 1
+    assert capsys.readouterr().out.count("  FAIL\n") == 2
 
 
 @pytest.mark.parametrize(

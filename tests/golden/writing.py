@@ -77,6 +77,34 @@ def tanglenas_file(folder: pathlib.Path) -> pathlib.Path:
     return _save(folder / "tangled.json", document, arrays)
 
 
+def cells_file(folder: pathlib.Path) -> pathlib.Path:
+    """A file of the kind ``darts`` with a network that pools alone, and alphas to decode."""
+    operations = ["skip_connect", "dil_conv_5x5", "dil_conv_3x3", "sep_conv_5x5", "sep_conv_3x3"]
+    operations += ["avg_pool_3x3", "max_pool_3x3", "none"]
+    pools = [["max_pool_3x3", begin] for begin in (0, 1) * 4]
+    network = {"genotype": {"normal": pools, "reduce": pools}, "num_classes": 3, "bar": "all"}
+    network |= {"count_only": True, "C": 4, "layers": 1, "auxiliary": False}
+    # Stem and its norm; two 1x1 convolutions with norms, as the only cell reduces; the head.
+    network["num_params"] = 27 * 12 + 2 * 12 + 2 * (12 * 8 + 2 * 8) + (4 * 8 + 1) * 3
+    names = {"normal": "alpha:n", "reduce": "alpha:r"}
+    genotype = {kind: _decode(draw(SEED, n, (14, 8)), operations) for kind, n in names.items()}
+    decoded = {"decode": True, "alphas_recipe": list(names.values()), "genotype": genotype}
+    document = {"ops": operations, "seed": SEED, "models": {}, "cases": [network, decoded]}
+    return _save(folder / "cells.json", document, {})
+
+
+def _decode(alphas: np.ndarray, operations: list[str]) -> list[list[Any]]:
+    weights = np.exp(alphas) / np.exp(alphas).sum(-1, keepdims=True)
+    weights[:, operations.index("none")] = 0
+    pairs: list[list[Any]] = []
+    for node in range(4):
+        first = sum(range(2, 2 + node))
+        rows = weights[first : first + 2 + node]
+        for begin in np.argsort(-rows.max(-1))[:2]:
+            pairs.append([operations[rows[begin].argmax()], int(begin)])
+    return pairs
+
+
 def _header(settings: dict[str, Any], tanglenas: bool = False) -> dict[str, Any]:
     params = [
         {"name": _renamed(name) if tanglenas else name, "shape": shape, "scale": 0.1}

@@ -4,13 +4,20 @@ import json
 import os
 import pathlib
 import random
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
+from nasjax import data, spaces
+from nasjax.interop.autoformer import export_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
@@ -212,3 +219,27 @@ def test_evaluate_and_train_take_what_search_found(uninterrupted, tmp_path):
     assert "the nearest is 12" in complain(
         "evaluate.py", "--config", CONFIG, "--weights", searched, "--arch", illegal
     )
+
+
+def test_a_file_of_the_authors_weights_can_be_evaluated(tmp_path):
+    """Exported as PyTorch names them, then read by the launcher."""
+    config = runpy.run_path(str(CONFIG))["get_config"]().to_dict()
+    supernet = spaces.make(**config["space"])
+    variables = supernet.init(jax.random.key(0))
+    exported = export_weights(variables, supernet)
+    file = tmp_path / "supernet.safetensors"
+    save_file({n: np.ascontiguousarray(x) for n, x in exported.items()}, file)
+    done = subprocess.run(
+        command("evaluate.py", "--config", CONFIG, "--weights", file, "--arch", "largest"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    printed = json.loads(done.stdout.splitlines()[-1])
+    digits = data.load("digits")
+    images = data.normalize(digits.test.images, digits.mean, digits.std)
+    logits = supernet.module.apply(variables, images)
+    accuracy = float(np.mean(np.argmax(np.asarray(logits), -1) == digits.test.labels))
+    assert printed["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
