@@ -18,5 +18,5 @@ def get_config():
     config.retrain.epochs = config.finetune.epochs = 1.0
     config.retrain.batch_size = config.finetune.batch_size = 32
     config.compare.samples = 1
-    config.compare.finetune = config.compare.retrain = True
+    config.compare.retrain = True
     return config
