@@ -32,15 +32,13 @@ def get_config(size: str = "full") -> ConfigDict:
     search = recipes.cell_search(
         epochs=4 if small else 50, optimizer={"final_rate": 0.0}, augmentation=crop
     )
-    retrain = {
-        "epochs": 600.0,
-        "batch_size": 96,
-        "optimizer": {**recipes.SGD, "final_rate": 0.0, "weight_decay": 3e-4},
-        "augmentation": {**crop, "cutout": 16},
-        "auxiliary": 0.4,
-        "log_every": 50,
-        "save_every": 1000,
-    }
+    retrain = recipes.retraining(
+        epochs=600,
+        batch_size=96,
+        optimizer={**recipes.SGD, "final_rate": 0.0, "weight_decay": 3e-4},
+        augmentation={**crop, "cutout": 16},
+        auxiliary=0.4,
+    )
     config = recipes.searched_run(
         {
             "name": "darts",
@@ -57,6 +55,5 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     if small:
         config["space"] |= {"cells": 4, "channels": 4}
-        config["data"]["train_examples"] = 2000
-        config["compare"] |= {"samples": 0, "finetune": False, "retrain": False}
+        recipes.without_training(config, train_examples=2000)
     return ConfigDict(config)

@@ -6,7 +6,9 @@
 
 With a table of the benchmark's accuracies, a CSV file with a column ``arch`` of its strings
 (docs/oracle.md): ``--config.oracle.path=TABLE.csv --config.oracle.accuracy=COLUMN``. ``full`` is
-TangleNAS's setting for DrNAS, 100 epochs; the others' epochs are DARTS 50, GDAS and SPOS 250.
+TangleNAS's setting for DrNAS, 100 epochs; for the others add
+``--config.search.recipe.optimizer.method=nesterov
+--config.search.recipe.optimizer.weight_decay=5e-4`` and their epochs, DARTS 50, GDAS and SPOS 250.
 ``small`` searches a network of one cell a stage on 5,000 images and trains nothing afterwards. The
 plain-weight-sharing baseline is ``--config.space.sharing=plain``, TangleNAS's own form of
 entanglement ``--config.space.group_mass=inside``.
@@ -26,17 +28,21 @@ def get_config(size: str = "full") -> ConfigDict:
     crop = {"shift": 4, "flip": True}
     search = recipes.cell_search(
         epochs=8 if small else 100,
-        optimizer={"betas": (0.9, 0.999), "weight_decay": 3e-4},
+        optimizer={"weight_decay": 3e-4},
         augmentation=crop,
     )
-    retrain = {
-        "epochs": 200.0,
-        "batch_size": 256,
-        "optimizer": {**recipes.SGD, "learning_rate": 0.1, "final_rate": 0.0, "clip": None},
-        "augmentation": crop,
-        "log_every": 50,
-        "save_every": 1000,
-    }
+    retrain = recipes.retraining(
+        epochs=200,
+        batch_size=256,
+        optimizer={
+            **recipes.SGD,
+            "method": "nesterov",
+            "learning_rate": 0.1,
+            "final_rate": 0.0,
+            "clip": None,
+        },
+        augmentation=crop,
+    )
     config = recipes.searched_run(
         {
             "name": "nas_bench_201",
@@ -52,6 +58,5 @@ def get_config(size: str = "full") -> ConfigDict:
     if small:
         config["space"] |= {"cells": 1, "channels": 8}
         search["alphas"]["learning_rate"] = 3e-3
-        config["data"]["train_examples"] = 5000
-        config["compare"] |= {"samples": 0, "finetune": False, "retrain": False}
+        recipes.without_training(config, train_examples=5000)
     return ConfigDict(config)

@@ -24,15 +24,12 @@ def get_config(size: str = "full") -> ConfigDict:
     """Search and retrain; ``size`` is "full" or "small"."""
     small = recipes.choose(size, {"full": False, "small": True})
     # As the table's networks were trained: no augmentation, a constant rate.
-    retrain = {
-        "epochs": 200.0,
-        "batch_size": 256,
-        "optimizer": {**recipes.SGD, "learning_rate": 0.01, "cosine": False, "clip": None},
-        "augmentation": {},
-        "log_every": 50,
-        "save_every": 1000,
-    }
-    search = recipes.cell_search(epochs=10 if small else 100)
+    retrain = recipes.retraining(
+        epochs=200,
+        batch_size=256,
+        optimizer={**recipes.SGD, "learning_rate": 0.01, "cosine": False, "clip": None},
+    )
+    search = recipes.cell_search(epochs=10 if small else 100, optimizer={"method": "nesterov"})
     config = recipes.searched_run(
         {
             "name": "toy_cell",
@@ -47,6 +44,5 @@ def get_config(size: str = "full") -> ConfigDict:
     )
     if small:
         search["alphas"]["learning_rate"] = 3e-3
-        config["data"]["train_examples"] = 10000
-        config["compare"] |= {"samples": 0, "finetune": False, "retrain": False}
+        recipes.without_training(config, train_examples=10000)
     return ConfigDict(config)

@@ -22,29 +22,29 @@ def get_config(size: str = "full") -> ConfigDict:
     """Search and retrain; ``size`` is "full" or "small"."""
     small = recipes.choose(size, {"full": False, "small": True})
     adam = {"learning_rate": 3e-4, "betas": (0.9, 0.995), "weight_decay": 5e-4, "coupled": True}
-    crop = {"shift": 4, "flip": True}
+    crop = {"shift": 4, "flip": True, "size": 16 if small else None}
     search = recipes.cell_search(
         epochs=8 if small else 100,
         optimizer={**adam, "method": "adamw", "final_rate": 1e-4, "clip": 5.0},
         augmentation=crop,
     )
     # As the table's networks were trained: the rate hardly moves.
-    retrain = {
-        "epochs": 100.0,
-        "batch_size": 64,
-        "optimizer": {**adam, "cosine": False},
-        "augmentation": crop,
-        "log_every": 50,
-        "save_every": 1000,
-    }
+    retrain = recipes.retraining(
+        epochs=100, batch_size=64, optimizer={**adam, "cosine": False}, augmentation=crop
+    )
     config = recipes.searched_run(
-        {"name": "toy_conv_macro", "sharing": "entangled", "dropout": 0.5},
+        {
+            "name": "toy_conv_macro",
+            "sharing": "entangled",
+            "image_size": 16 if small else 32,
+            "dropout": 0.5,
+            "gain": 6**0.5 if small else 1.0,
+        },
         {"name": "tfds:cifar10"},
         search,
         retrain,
     )
     if small:
-        search["alphas"]["learning_rate"] = 3e-3
-        config["data"]["train_examples"] = 5000
-        config["compare"] |= {"samples": 0, "finetune": False, "retrain": False}
+        search["alphas"]["learning_rate"] = 1e-2
+        recipes.without_training(config, train_examples=5000)
     return ConfigDict(config)

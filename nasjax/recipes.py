@@ -119,6 +119,17 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
     }
 
 
+# DARTS's, for weights.
+SGD: dict[str, Any] = {
+    "method": "sgd",
+    "learning_rate": 0.025,
+    "final_rate": 0.001,
+    "betas": (0.9, 0.999),
+    "weight_decay": 5e-4,
+    "clip": 5.0,
+}
+
+
 def cell_search(
     *,
     epochs: float,
@@ -127,12 +138,12 @@ def cell_search(
     batch_size: int = 64,
     augmentation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The search of TangleNAS on cell spaces: SGD, Adam 3e-4 for the alphas, half of the data each.
+    """A search as TangleNAS's on cell spaces: Adam 3e-4 for the alphas, half of the data each.
 
     Args:
       epochs: of the search, in passes over the weights' half.
       relaxation: name of the relaxation.
-      optimizer: fields of :class:`nasjax.train.optim.Optimizer` [SGD 0.025 to 0.001, decay 5e-4].
+      optimizer: fields of :class:`nasjax.train.optim.Optimizer` that differ from ``SGD``.
       batch_size: images of a step at either level.
       augmentation: fields of :class:`nasjax.data.Augmentation`.
     """
@@ -156,14 +167,24 @@ def cell_search(
     }
 
 
-SGD: dict[str, Any] = {
-    "method": "sgd",
-    "learning_rate": 0.025,
-    "final_rate": 0.001,
-    "betas": (0.9, 0.999),
-    "weight_decay": 5e-4,
-    "clip": 5.0,
-}
+def retraining(
+    *,
+    epochs: float,
+    batch_size: int,
+    optimizer: dict[str, Any],
+    augmentation: dict[str, Any] | None = None,
+    auxiliary: float = 0.0,
+) -> dict[str, Any]:
+    """The training of a found network: fields of :class:`nasjax.train.phases.Recipe`."""
+    return {
+        "epochs": float(epochs),
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "augmentation": augmentation or {},
+        "auxiliary": auxiliary,
+        "log_every": 50,
+        "save_every": 1000,
+    }
 
 
 def searched_run(
@@ -204,6 +225,12 @@ def searched_run(
         "mesh": {"data": -1, "model": 1},
         "sharding": "replicated",
     }
+
+
+def without_training(config: dict[str, Any], *, train_examples: int) -> None:
+    """Make ``config`` a search on the first ``train_examples`` images and nothing after it."""
+    config["data"]["train_examples"] = train_examples
+    config["compare"] |= {"samples": 0, "finetune": False, "retrain": False}
 
 
 def choose(name: str, variants: dict[str, Any]) -> Any:

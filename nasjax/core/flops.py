@@ -44,10 +44,23 @@ def _count(jaxpr: Any) -> int:
             kernel = equation.invars[1].aval.shape
             out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
             total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+        if name == "cond":
+            total += _count_branches(params)
+            continue
         repeats = params["length"] if name == "scan" else 1
         for inner in _inner(params):
             total += repeats * _count(inner)
     return total
+
+
+def _count_branches(params: dict[str, Any]) -> int:
+    """The dearest branch; of code written for several platforms the default, which says what is
+    computed and not how."""
+    counts = [_count(branch.jaxpr) for branch in params["branches"]]
+    platforms = params.get("branches_platforms")
+    if platforms and None in platforms:
+        return counts[platforms.index(None)]
+    return max(counts)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:

@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nasjax.models.convolution import Conv
-from nasjax.models.layers import dense, named
+from nasjax.models.convolution import Conv, convolve
+from nasjax.models.layers import dense, named, uniform
 
 LARGEST = 7  # the side of the last convolution's kernel, which is not searched
 
@@ -28,12 +28,14 @@ class OwnedConv(nn.Module):
       layer: index from 1, in the names of the axes.
       owners: options of the inputs, of the outputs and of the kernel size (1 each in a network of
         its own).
+      gain: of the initial kernels, see :class:`ConvMacroNetwork`.
     """
 
     features: int
     kernel_size: int
     layer: int
     owners: tuple[int, int, int]
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -45,7 +47,12 @@ class OwnedConv(nn.Module):
 
         # As one of its kernels would be drawn, whatever the number of owners.
         init = nn.initializers.variance_scaling(
-            1 / 3, "fan_in", "uniform", in_axis=(3, 4, 5), out_axis=6, batch_axis=(0, 1, 2)
+            self.gain**2 / 3,
+            "fan_in",
+            "uniform",
+            in_axis=(3, 4, 5),
+            out_axis=6,
+            batch_axis=(0, 1, 2),
         )
         kernels = self.param(
             "kernel",
@@ -58,19 +65,12 @@ class OwnedConv(nn.Module):
             named(nn.initializers.zeros_init(), (*owners, after)),
             (*self.owners, self.features),
         )
-        pad = self.kernel_size // 2
-        y = jax.lax.conv_general_dilated(
-            x,
-            jnp.sum(kernels, (0, 1, 2)),
-            (1, 1),
-            [(pad, pad)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(x, jnp.sum(kernels, (0, 1, 2)), 1, self.kernel_size // 2)
         return y + jnp.sum(biases, (0, 1, 2))
 
 
 class ConvMacroNetwork(nn.Module):
-    """Five convolutions and four linear layers for images of 32 pixels (TangleNAS section 4.1).
+    """Five convolutions and four linear layers (TangleNAS section 4.1, for images of 32 pixels).
 
     Attributes:
       channels: outputs of the first four convolutions.
@@ -78,6 +78,8 @@ class ConvMacroNetwork(nn.Module):
       num_classes: classes.
       dropout: rate at which whole channels are dropped, twice.
       owners: for plain weight sharing, options (inputs, outputs, kernel) of each convolution.
+      gain: by how much the initial kernels are larger than PyTorch's default, which loses five
+        sixths of the signal's variance in every layer. sqrt(6) keeps it (He et al. 2015).
     """
 
     channels: tuple[int, ...]
@@ -85,30 +87,33 @@ class ConvMacroNetwork(nn.Module):
     num_classes: int = 10
     dropout: float = 0.5
     owners: tuple[tuple[int, int, int], ...] | None = None
+    gain: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits (batch, classes) of images ``(batch, 32, 32, 3)``."""
+        """Logits (batch, classes) of images ``(batch, height, width, 3)``."""
         for i in range(1, 5):
             x = nn.relu(self._conv(i)(x))
             if i == 3:
                 x = self._drop(x, train)
             if i in (2, 3):
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        axes = (None, None, "channels_4", None)
-        x = self._drop(Conv(256, LARGEST, axes, use_bias=True, padding=2, name="conv_5")(x), train)
+        axes, init = (None, None, "channels_4", None), uniform(self.gain)
+        conv = Conv(256, LARGEST, axes, use_bias=True, padding=2, kernel_init=init, name="conv_5")
+        x = self._drop(conv(x), train)
         x = x.reshape(x.shape[0], -1)
         for i, features in enumerate((256, 128, 64)):
-            x = nn.relu(dense(features, name=f"hidden_{i + 1}")(x))
-        return dense(self.num_classes, name="head")(x)
+            x = nn.relu(dense(features, f"hidden_{i + 1}", gain=self.gain)(x))
+        return dense(self.num_classes, "head", gain=self.gain)(x)
 
     def _conv(self, i: int) -> nn.Module:
         features, side = self.channels[i - 1], self.kernels[i - 1]
         if self.owners is not None:
-            return OwnedConv(features, side, i, self.owners[i - 1], name=f"conv_{i}")
+            return OwnedConv(features, side, i, self.owners[i - 1], self.gain, name=f"conv_{i}")
         kernel, before, after = f"kernel_{i}", f"channels_{i - 1}", f"channels_{i}"
         axes = (kernel, kernel, before, after)
-        return Conv(features, side, axes, after, use_bias=True, name=f"conv_{i}")
+        init = uniform(self.gain)
+        return Conv(features, side, axes, after, True, kernel_init=init, name=f"conv_{i}")
 
     def _drop(self, x: jax.Array, train: bool) -> jax.Array:
         return nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)

@@ -25,6 +25,12 @@ Names = tuple[str | None, ...]
 truncated_normal = nn.initializers.truncated_normal(0.02)
 
 
+@functools.cache
+def uniform(gain: float = 1.0) -> Initializer:
+    """Uniform with bound ``gain / sqrt(inputs)``; 1 is PyTorch's default for its layers."""
+    return nn.initializers.variance_scaling(gain**2 / 3, "fan_in", "uniform")
+
+
 def named(init: Initializer, names: Names) -> Any:
     """``init`` for a parameter whose axes are called ``names``."""
     return nn.with_logical_partitioning(init, names)
@@ -87,17 +93,19 @@ class Linear(nn.Module):
         return y.reshape(*lead, *self.features)
 
 
-def dense(features: int, name: str, names: Names = (), bias: str | None = None) -> Linear:
-    """A linear map initialised as PyTorch does, uniform with bound 1 / sqrt(inputs).
+def dense(
+    features: int, name: str, names: Names = (), bias: str | None = None, gain: float = 1.0
+) -> Linear:
+    """A linear map whose kernel begins uniform with bound ``gain / sqrt(inputs)``, its bias zero.
 
     Args:
       features: outputs.
       name: of the module.
       names: of the kernel's axes.
       bias: name of the bias's axis.
+      gain: 1 is PyTorch's default.
     """
-    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return Linear((features,), names, (bias,), kernel_init=init, name=name)
+    return Linear((features,), names, (bias,), kernel_init=uniform(gain), name=name)
 
 
 # Recomputed in the backward pass: the gradient of the active channels would otherwise keep four

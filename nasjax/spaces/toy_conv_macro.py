@@ -9,6 +9,7 @@ from typing import Any
 
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
+from nasjax.core.errors import SpaceError
 from nasjax.core.space import Axis, Choice, Length, SearchSpace, centred, private
 from nasjax.core.supernet import Supernet
 from nasjax.models.conv_macro import LARGEST, ConvMacroNetwork
@@ -16,23 +17,32 @@ from nasjax.spaces.genotype import entangles
 
 CHANNELS = ((8, 16, 32), (16, 32, 64), (32, 64, 128), (64, 128, 256))
 KERNELS = (3, 5, 7)
-_SIDES = (32, 32, 16, 8)  # of the images each convolution makes
+_SHRINKS = (1, 1, 2, 4)  # by how much the images each convolution makes are smaller
 
 
 def toy_conv_macro(
-    *, num_classes: int = 10, dropout: float = 0.5, sharing: str = "entangled"
+    *,
+    image_size: int = 32,
+    num_classes: int = 10,
+    dropout: float = 0.5,
+    gain: float = 1.0,
+    sharing: str = "entangled",
 ) -> Supernet:
-    """The super-network of the toy macro space, for images of 32 pixels.
+    """The super-network of the toy macro space.
 
     Args:
+      image_size: side of the images in pixels, a multiple of 4 from 12.
       num_classes: number of classes.
       dropout: rate at which whole channels are dropped, twice.
+      gain: of the initial kernels, see :class:`~nasjax.models.conv_macro.ConvMacroNetwork`.
       sharing: ``"entangled"``, or ``"plain"`` where every combination of kernel size, inputs and
         outputs has a kernel of its own.
 
     Raises:
       SpaceError: if an option is unknown.
     """
+    if image_size < 12 or image_size % 4:
+        raise SpaceError(f"image_size is {image_size}; a multiple of 4 from 12 was expected.")
     plain = not entangles(sharing, "outside")
     layers = range(1, len(CHANNELS) + 1)
     choices = [Choice(f"channels_{i}", CHANNELS[i - 1]) for i in layers]
@@ -43,7 +53,7 @@ def toy_conv_macro(
         axes |= {f"own_{name}": private(name) for name in tuple(axes)}
     space = SearchSpace("toy_conv_macro", choices=tuple(choices), axes=axes)
     owners = tuple((3 if i > 1 else 1, 3, len(KERNELS)) for i in layers)
-    sizes: dict[str, Any] = {"num_classes": num_classes, "dropout": dropout}
+    sizes: dict[str, Any] = {"num_classes": num_classes, "dropout": dropout, "gain": gain}
 
     def build(channels: Any, kernels: Any, owners: Any) -> ConvMacroNetwork:
         shared = owners if plain else None
@@ -60,8 +70,8 @@ def toy_conv_macro(
         space,
         build([max(c) for c in CHANNELS], (max(KERNELS),) * len(CHANNELS), owners),
         network,
-        (32, 32, 3),
-        costs={"flops": _multiply_adds(num_classes)},
+        (image_size, image_size, 3),
+        costs={"flops": _multiply_adds(image_size, num_classes)},
         columns={
             **{f"c{i}": column("channels", i) for i in layers},
             **{f"k{i}": column("kernel", i) for i in layers},
@@ -69,14 +79,15 @@ def toy_conv_macro(
     )
 
 
-def _multiply_adds(classes: int) -> list[Term]:
+def _multiply_adds(image_size: int, classes: int) -> list[Term]:
     terms = []
-    for i, side in enumerate(_SIDES, start=1):
+    for i, shrink in enumerate(_SHRINKS, start=1):
+        side = image_size // shrink
         kernel, widths = (f"kernel_{i}",) * 2, (f"channels_{i - 1}", f"channels_{i}")
         if i == 1:
             terms.append(Term(3 * side**2, (*kernel, widths[1])))
         else:
             terms.append(Term(side**2, (*kernel, *widths)))
-    last = 6  # the side of what the last convolution makes
+    last = image_size // 4 - 2  # the side of what the last convolution makes
     terms.append(Term(last**2 * LARGEST**2 * 256, ("channels_4",)))
     return [*terms, Term(last**2 * 256 * 256 + 256 * 128 + 128 * 64 + 64 * classes)]

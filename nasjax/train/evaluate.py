@@ -13,6 +13,7 @@ import numpy as np
 from nasjax import data
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
+from nasjax.core.errors import NasjaxError
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import sharding, steps
 from nasjax.train.calibrate import calibrate_batch_stats
@@ -85,13 +86,21 @@ class Evaluator:
         if self._training is None:
             size = self._size or self._dataset.image_shape[0]
             source, place = self._dataset.train, sharding.batches(self._session.mesh)
-            count = min(CALIBRATION_BATCHES * self._batch_size, len(source))
+            # Only whole batches: an image of zeros that fills the last one would count.
+            shards = self._session.mesh.shape["data"]
+            batch_size = min(self._batch_size, len(source) // shards * shards)
+            if not batch_size:
+                raise NasjaxError(
+                    f"{len(source)} training images cannot be spread over {shards} devices to "
+                    "calibrate batch normalisations; use more images, or fewer devices."
+                )
+            batches = min(CALIBRATION_BATCHES, len(source) // batch_size)
             # Evenly spaced: a folder's examples are in the order of their classes.
-            part = source.take(np.linspace(0, len(source) - 1, count).astype(int))
+            rows = np.linspace(0, len(source) - 1, batches * batch_size).astype(int)
+            part = source.take(rows)
             options = [size] if isinstance(part, data.RecordSource) else []
-            found = list(data.evaluation_batches(part, self._batch_size, place, *options))
-            whole = found[:-1] if len(found) > 1 and count % self._batch_size else found
-            self._training = jnp.stack([self._prepare(batch) for batch in whole])
+            found = data.evaluation_batches(part, batch_size, place, *options)
+            self._training = jnp.stack([self._prepare(batch) for batch in found])
         return self._training
 
     def _compile(self, apply: Callable[..., Any]) -> Callable[..., steps.Metrics]:

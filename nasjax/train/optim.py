@@ -14,7 +14,7 @@ from nasjax.core.errors import NasjaxError, did_you_mean
 
 WEIGHTS = "weights"
 ALPHAS = "alphas"
-METHODS = ("adamw", "sgd")
+METHODS = ("adamw", "sgd", "nesterov")
 DECAYED = ("kernel", "embedding")  # biases, norms, tokens and position tables do not decay
 
 
@@ -23,7 +23,7 @@ class Optimizer:
     """AdamW, or SGD, with warm-up, cosine decay and clipping.
 
     Attributes:
-      method: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
+      method: ``"adamw"``, ``"sgd"`` (with momentum) or ``"nesterov"`` (SGD with Nesterov's).
       learning_rate: at its peak.
       weight_decay: decoupled (AdamW), of kernels and embeddings; for SGD it is added to the
         gradient.
@@ -81,8 +81,8 @@ class Optimizer:
             raise NasjaxError(
                 f"no optimizer is called {self.method!r}; {did_you_mean(self.method, METHODS)}"
             )
-        if self.method == "sgd":
-            parts += [decay, optax.trace(first, nesterov=True)]
+        if self.method != "adamw":
+            parts += [decay, optax.trace(first, nesterov=self.method == "nesterov")]
         else:
             adam = optax.scale_by_adam(first, second, eps_root=self.eps_root)
             parts += [decay, adam] if self.coupled else [adam, decay]

@@ -102,3 +102,17 @@ def test_arguments_by_name_and_scanned_flax_layers() -> None:
     )()
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, True), shape(2, 6))
     assert count(lambda v, *, x: model.apply(v, x, True)[0], variables, x=shape(2, 6)) == 3 * 72
+
+
+def test_of_branches_the_dearest_counts_and_of_platforms_the_default() -> None:
+    def cheap(a: jax.Array, b: jax.Array) -> jax.Array:
+        return a @ b
+
+    def dear(a: jax.Array, b: jax.Array) -> jax.Array:
+        return (a @ b) @ b
+
+    square = (shape(3, 3), shape(3, 3))
+    chosen = lambda a, b: jax.lax.cond(a[0, 0] > 0, cheap, dear, a, b)  # noqa: E731
+    assert count(chosen, *square) == 2 * 27
+    written = lambda a, b: jax.lax.platform_dependent(a, b, cpu=dear, default=cheap)  # noqa: E731
+    assert count(written, *square) == 27

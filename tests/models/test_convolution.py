@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nasjax.models.convolution import BatchNorm, _grouped, depthwise_conv
+from nasjax.models.convolution import BatchNorm, _grouped, convolve, depthwise_conv
 
 
 @pytest.mark.parametrize("side", [3, 5])
@@ -39,6 +39,32 @@ def test_depthwise_convolution_can_be_differentiated_twice_and_mapped():
     many = jnp.stack([kernel, 2 * kernel])
     mapped = jax.vmap(lambda k: depthwise_conv(x, k, 1, 1))(many)
     np.testing.assert_allclose(mapped[1], 2 * mapped[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "stride", "pad"), [(4, 7, 1, 3), (8, 7, 1, 2), (7, 5, 2, 2)]
+)
+def test_a_result_smaller_than_the_kernel_is_that_of_xla(size, side, stride, pad):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, size, size, 3))
+    kernel = jax.random.normal(keys[1], (side, side, 3, 5))
+
+    def xla(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride,) * 2,
+            [(pad, pad)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    expected, pull_back = jax.vjp(xla, x, kernel)
+    actual, ours = jax.vjp(lambda x, w: convolve(x, w, stride, pad), x, kernel)
+    assert actual.shape[1] < side
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    cotangent = jax.random.normal(keys[2], expected.shape)
+    for gradient, truth in zip(ours(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, truth, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_norm_keeps_unbiased_variances():

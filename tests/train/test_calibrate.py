@@ -4,10 +4,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import nasjax
-from nasjax import spaces
+from nasjax import data, spaces
+from nasjax.core.errors import NasjaxError
 from nasjax.models.convolution import BatchNorm
+from nasjax.train import sharding
+from nasjax.train.evaluate import Evaluator
+from nasjax.train.session import open_session
 
 
 class Plain(nn.Module):
@@ -48,3 +53,22 @@ def test_of_a_one_hot_super_network_they_are_those_of_the_extracted_network():
     own = nasjax.calibrate_batch_stats(net.network(arch), small, batches)
     cut = net.extract({"batch_stats": shared}, arch)["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), cut, own)
+
+
+def test_fewer_training_images_than_a_batch_are_not_filled_up(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (20, 8, 8, 1), dtype=np.uint8)
+    source = data.Source(images, np.arange(20) % 2)
+    dataset = data.Dataset("few", source, source, 2, (8, 8, 1), (0.0,), (1.0,))
+    session = open_session(tmp_path, {}, mesh=sharding.make_mesh())
+    batches = Evaluator(session, dataset, batch_size=64)._calibration()
+    assert batches.shape == (1, 16, 8, 8, 1)  # what 8 devices can share
+    assert bool(jnp.all(batches > 0))
+
+
+def test_too_few_training_images_for_the_devices(tmp_path):
+    source = data.Source(np.ones((5, 8, 8, 1), np.uint8), np.arange(5) % 2)
+    dataset = data.Dataset("few", source, source, 2, (8, 8, 1), (0.0,), (1.0,))
+    session = open_session(tmp_path, {}, mesh=sharding.make_mesh())
+    with pytest.raises(NasjaxError, match="5 training images cannot be spread over 8 devices"):
+        Evaluator(session, dataset, batch_size=64)._calibration()

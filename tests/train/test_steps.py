@@ -5,9 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nasjax import relax
+from nasjax.core.errors import NasjaxError
 from nasjax.spaces import vision_transformer
 from nasjax.train import optim, steps
 from nasjax.train import state as states
@@ -307,3 +309,23 @@ def test_learning_rate_warms_up_and_decays(cosine):
     np.testing.assert_allclose(rate(20), 1e-3 if cosine else 1e-2, rtol=1e-5)
     with pytest.raises(ValueError, match="warm-up takes 4 of 4 steps"):
         optimizer.schedule(4)
+
+
+@pytest.mark.parametrize("method", ["sgd", "nesterov"])
+def test_momentum_is_as_optax_has_it(method):
+    ours = optim.Optimizer(0.1, 0.0, cosine=False, method=method).build(STEPS)
+    theirs = optax.sgd(0.1, momentum=0.9, nesterov=method == "nesterov")
+    found = []
+    for tx in (ours, theirs):
+        weights = {"kernel": jnp.arange(3.0)}
+        state = tx.init(weights)
+        for _ in range(3):
+            updates, state = tx.update({"kernel": jnp.cos(weights["kernel"])}, state, weights)
+            weights = optax.apply_updates(weights, updates)
+        found.append(weights["kernel"])
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(NasjaxError, match="no optimizer is called 'adam'"):
+        optim.Optimizer(method="adam").build(STEPS)
