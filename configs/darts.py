@@ -12,8 +12,8 @@ baseline is ``--config.space.sharing=plain``, TangleNAS's own form of entangleme
 ``--config.space.group_mass=inside``.
 
 PC-DARTS: ``--config.space.partial_channels=4 --config.search.relaxation.name=darts
---config.search.edge_weights=True --config.search.alphas_from_epoch=15``. DrNAS's stages are
-``nasjax.train.progressive`` (docs/relaxations.md).
+--config.search.edge_weights=True --config.search.alphas_from_epoch=15``. ``progressive`` is DrNAS's
+own search of 36 channels and 20 cells, in two stages (docs/relaxations.md).
 
 Retraining is DARTS's protocol: 36 channels, 20 cells, 600 epochs, SGD 0.025 to 0, decay 3e-4,
 batch 96, cutout of 16 pixels, dropped paths up to 0.2, an auxiliary head of weight 0.4.
@@ -26,8 +26,8 @@ from nasjax import recipes
 
 
 def get_config(size: str = "full") -> ConfigDict:
-    """Search and retrain; ``size`` is "full" or "small"."""
-    small = recipes.choose(size, {"full": False, "small": True})
+    """Search and retrain; ``size`` is "full", "small" or "progressive"."""
+    small = recipes.choose(size, {"full": False, "small": True, "progressive": False})
     crop = {"shift": 4, "flip": True}
     search = recipes.cell_search(
         epochs=4 if small else 50, optimizer={"final_rate": 0.0}, augmentation=crop
@@ -53,6 +53,13 @@ def get_config(size: str = "full") -> ConfigDict:
         retrain,
         finetune={**retrain, "epochs": 50.0, "auxiliary": 0.0},
     )
+    if size == "progressive":
+        config["space"] |= {"cells": 20, "channels": 36, "partial_channels": 4}
+        search["leave_out"] = ("none",)
+        search["stages"] = (
+            {"epochs": 25.0, "partial_channels": 6, "alphas_from_epoch": 10.0},
+            {"epochs": 25.0, "partial_channels": 4, "alphas_from_epoch": 10.0, "keep": 4},
+        )
     if small:
         config["space"] |= {"cells": 4, "channels": 4}
         recipes.without_training(config, train_examples=2000)

@@ -19,7 +19,7 @@ from nasjax import relax, report, spaces
 from nasjax.train.losses import cross_entropy
 
 LAUNCH = pathlib.Path(__file__).parent
-SMALL: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "nas_bench_201": {"channels": 16, "cells": 5},
     "darts": {"channels": 16, "cells": 8},
     "toy_cell": {},
@@ -123,7 +123,7 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
     """Time and memory of the search step, entangled beside plain weight sharing."""
     steps = {}
     for kind in ("entangled", "plain"):
-        supernet = spaces.make(options.space, sharing=kind, **SMALL[options.space])
+        supernet = spaces.make(options.space, sharing=kind, **SIZES[options.space])
         images = jax.random.normal(jax.random.key(1), (options.batch, *supernet.input_shape))
         labels = jax.nn.one_hot(np.arange(options.batch) % 10, 10)
         weights = supernet.init(jax.random.key(0))["params"]
@@ -186,7 +186,7 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
 def add_commands(commands: Any) -> None:
     """Add these benchmarks to the command line of ``benchmark.py``."""
     command = commands.add_parser("oracle", help=oracle.__doc__)
-    command.add_argument("--space", required=True, choices=sorted(SMALL))
+    command.add_argument("--space", required=True, choices=sorted(SIZES))
     command.add_argument("--table", required=True, help="CSV file of true accuracies")
     command.add_argument("--data", required=True, help="dataset, e.g. idx:FOLDER")
     command.add_argument("--size", default="small", help="variant of the configuration")
@@ -197,7 +197,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--set", nargs="*", default=[], help="more --config.NAME=VALUE overrides")
     command.set_defaults(run=oracle)
     command = commands.add_parser("sharing", help=sharing.__doc__)
-    command.add_argument("--space", default="nas_bench_201", choices=sorted(SMALL))
+    command.add_argument("--space", default="nas_bench_201", choices=sorted(SIZES))
     command.add_argument("--batch", type=int, default=64)
     command.add_argument("--pairs", type=int, default=5)
     command.set_defaults(run=sharing)

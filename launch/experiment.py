@@ -25,6 +25,7 @@ from nasjax.search import Oracle, TableKey
 from nasjax.train import optim, phases, sharding, steps
 from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import Stopped
+from nasjax.train.progressive import Stage
 from nasjax.train.session import Session, open_session
 
 
@@ -93,31 +94,59 @@ class Experiment:
         values = self.config[section]
         return recipe(values["recipe"] if section == "search" else values, section)
 
+    def widened(self, partial_channels: int) -> Supernet:
+        """The super-network of a stage, of whose channels one in so many sees the operations."""
+        values = self.config["space"]
+        if partial_channels == values.get("partial_channels", 1):
+            return self.supernet
+        return spaces.make(**{**values, "partial_channels": partial_channels})
 
-def modification(
-    supernet: Supernet, settings: Mapping[str, Any]
-) -> Callable[[relax.Relaxation], relax.Relaxation] | None:
-    """What ``config.search`` makes of its relaxation: options left out, edges weighed.
+
+def left_out(supernet: Supernet, settings: Mapping[str, Any]) -> relax_extras.Masks:
+    """Masks of the options that ``config.search.leave_out`` leaves out.
 
     Raises:
-      NasjaxError: if the space has no such option, or no edges.
+      NasjaxError: if the space has no such option.
     """
-    left_out = tuple(settings.get("leave_out") or ())
-    weighed = bool(settings.get("edge_weights"))
-    if weighed and not supernet.nodes:
+    return relax_extras.without(supernet.space, *(settings.get("leave_out") or ()))
+
+
+def edge_weights(
+    supernet: Supernet, settings: Mapping[str, Any]
+) -> Callable[[relax.Relaxation], relax.Relaxation] | None:
+    """What weighs the edges, where ``config.search.edge_weights`` says so.
+
+    Raises:
+      NasjaxError: if the space has no edges.
+    """
+    if not settings.get("edge_weights"):
+        return None
+    if not supernet.nodes:
         raise NasjaxError(
             f"space {supernet.space.name!r} has no edges to weigh; leave "
             "config.search.edge_weights False."
         )
-    if not left_out and not weighed:
-        return None
-    masks = relax_extras.without(supernet.space, *left_out)
+    return lambda method: relax_extras.with_edge_weights(method, supernet.nodes)
 
-    def modify(method: relax.Relaxation) -> relax.Relaxation:
-        method = relax_extras.pruned(method, masks) if masks else method
-        return relax_extras.with_edge_weights(method, supernet.nodes) if weighed else method
 
-    return modify
+def stages(config: Mapping[str, Any]) -> tuple[Stage, ...]:
+    """The stages of a search: those of ``config.search.stages``, or a single one.
+
+    Raises:
+      NasjaxError: if the last stage's network is not the one of ``config.space``.
+    """
+    settings, width = config["search"], config["space"].get("partial_channels", 1)
+    found = [build(Stage, stage, "search.stages") for stage in settings.get("stages") or ()]
+    if not found:
+        epochs, first = settings["recipe"]["epochs"], settings.get("alphas_from_epoch", 0.0)
+        return (Stage(epochs, width, alphas_from_epoch=first),)
+    if found[-1].partial_channels != width:
+        raise NasjaxError(
+            f"the last of config.search.stages has partial_channels="
+            f"{found[-1].partial_channels}, but config.space.partial_channels is {width}; what is "
+            "found belongs to the last stage, so make the two equal."
+        )
+    return tuple(found)
 
 
 def open_oracle(experiment: Experiment) -> Oracle | None:

@@ -3,7 +3,8 @@
     python launch/search.py --config configs/quickstart.py --workdir runs/quickstart
 
 Writes arch.json, metrics.jsonl, result.json, report.html and checkpoints to the working
-directory. Interrupted in any way, the same command continues where it was.
+directory. Interrupted in any way, the same command continues where it was. The super-network's
+weights are drawn anew, or are those that ``--weights`` names.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from experiment import (
     alphas_optimizer,
     announce,
     budget,
+    edge_weights,
     launch,
-    modification,
+    left_out,
     open_experiment,
     open_oracle,
+    plain,
+    read_weights,
+    stages,
 )
 from ml_collections import config_flags
 
@@ -32,25 +37,32 @@ from nasjax.search import Oracle
 from nasjax.train import phases
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
+from nasjax.train.progressive import progressive_search
 from nasjax.train.rng import stream
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration of the run.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "What the super-network begins with: a search's --workdir, or a file."
+)
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
 
 
 def main(argv: list[str]) -> None:
     """Search, compare, report."""
     del argv
-    run = open_experiment(CONFIG.value, WORKDIR.value, tensorboard=TENSORBOARD.value)
+    values = plain(CONFIG.value)
+    if WEIGHTS.value is not None:
+        values["search"]["weights"] = WEIGHTS.value
+    run = open_experiment(values, WORKDIR.value, tensorboard=TENSORBOARD.value)
     oracle = open_oracle(run)
     announce(run, run.recipe("search").batch_size)
     _write_result(run, [], [], {})
     weights, arch = search(run, oracle)
     rows, samples = compare(run, weights, arch)
-    judged = {} if oracle is None else _judge(oracle, arch)
+    judged = {} if oracle is None else oracle.verdict(arch)
     _write_result(run, rows, samples, judged)
     if jax.process_index() == 0:
         print("\n" + report.format_table(rows))
@@ -62,18 +74,21 @@ def main(argv: list[str]) -> None:
 def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str, Any]]:
     """The weights of the searched super-network and the architecture found, also in arch.json."""
     settings = run.config["search"]
-    state, method = phases.search(
+    weights = None if WEIGHTS.value is None else read_weights(run.supernet, WEIGHTS.value)
+    state, method, _ = progressive_search(
         run.session,
-        run.supernet,
+        run.widened,
         settings["relaxation"],
         run.dataset,
         run.recipe("search"),
         alphas_optimizer(settings.get("alphas", {})),
+        stages(run.config),
+        masks=left_out(run.supernet, settings),
+        modify=edge_weights(run.supernet, settings),
+        weights=weights,
         weights_fraction=settings.get("weights_fraction", 0.5),
         budget=budget(settings.get("budget")),
         second_order=settings.get("second_order", False),
-        alphas_from_epoch=settings.get("alphas_from_epoch", 0.0),
-        modify=modification(run.supernet, settings),
         judge=None if oracle is None else oracle.score,
     )
     arch = relax.decode(run.supernet.space, method, state.alphas)
@@ -173,18 +188,6 @@ def _trained(
     for writer in run.session.writers:
         writer.write(phase, int(state.step), {"test_accuracy": accuracy})
     return accuracy
-
-
-def _judge(oracle: Oracle, arch: dict[str, Any]) -> dict[str, Any]:
-    """What the table says of the architecture found, and of choosing at random."""
-    return {
-        "table": oracle.name,
-        "architectures": oracle.size,
-        "found": oracle.score(arch),
-        "best": oracle.best,
-        "mean": oracle.mean,
-        "random": {str(draws): oracle.random(draws) for draws in (1, 10, 100)},
-    }
 
 
 def _write_result(

@@ -154,6 +154,7 @@ def cell_search(
         "alphas_from_epoch": 0.0,
         "edge_weights": False,
         "leave_out": (),
+        "stages": (),
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 3e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": {

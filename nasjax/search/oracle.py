@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -143,6 +144,22 @@ class Oracle:
             "rank": self.rank(arch),
             "percentile": self.percentile(arch),
             "regret": self.regret(arch),
+        }
+
+    def verdict(self, arch: Arch) -> dict[str, Any]:
+        """What is to be said of ``arch`` as the end of a search, ready for JSON.
+
+        Its score, the best of all, and the best of 1, 10 and 100 at random.
+
+        Raises:
+          OracleError: if the table has no row for it.
+        """
+        return {
+            "table": self.name,
+            "architectures": self.size,
+            "found": self.score(arch),
+            "best": self.best,
+            "random": {str(draws): self.random(draws) for draws in (1, 10, 100)},
         }
 
     @property

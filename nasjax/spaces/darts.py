@@ -15,10 +15,9 @@ import numpy as np
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
-from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.supernet import Supernet
 from nasjax.models.cells import DartsNetwork, incoming
-from nasjax.models.operations import NONE, Candidate, axes, candidates
+from nasjax.models.operations import NONE, Candidate, candidates
 from nasjax.spaces import genotype
 
 OPERATIONS = (
@@ -89,14 +88,12 @@ def darts(
     """
     genotype.check_partial(partial_channels, channels)
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
-    space = SearchSpace(
+    space = genotype.cell_space(
         "darts",
-        choices=tuple(Choice(kind, OPERATIONS, per=f"{kind}_edges") for kind in KINDS),
-        axes={
-            **{f"{kind}_edges": EDGES for kind in KINDS},
-            **{n: a for kind in KINDS for n, a in axes(kind, f"{kind}_edges", found).items()},
-        },
-        operations=tuple(f"{kind}_edges/{c.name}" for kind in KINDS for c in found),
+        OPERATIONS,
+        found,
+        {kind: f"{kind}_edges" for kind in KINDS},
+        EDGES,
         decoding=decode,
         legal=math.prod(math.comb(len(n), KEPT) * 7**KEPT for n in NODES) ** len(KINDS),
     )

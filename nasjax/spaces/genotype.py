@@ -8,8 +8,9 @@ from typing import Any
 
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError, SpaceError, did_you_mean
+from nasjax.core.space import Axis, Choice, Length, SearchSpace
 from nasjax.models.cells import Edges
-from nasjax.models.operations import GROUP_MASS, NONE, POOLS, SKIP, Candidate, parse
+from nasjax.models.operations import GROUP_MASS, Candidate, axes, parse
 
 SHARING = ("entangled", "plain")
 Pairs = list[tuple[str, int]]
@@ -28,6 +29,36 @@ def entangles(sharing: str, group_mass: str) -> bool:
         if value not in known:
             raise SpaceError(f"{name} is {value!r}; {did_you_mean(value, known)}")
     return sharing == "entangled"
+
+
+def cell_space(
+    name: str,
+    operations: Sequence[str],
+    found: Sequence[Candidate],
+    stacks: Mapping[str, str],
+    edges: int,
+    **rule: Any,
+) -> SearchSpace:
+    """The space of one operation on every edge.
+
+    Args:
+      name: of the space.
+      operations: the options of every edge.
+      found: the candidates that stand for them.
+      stacks: by choice, one for each kind of cell, the stack of the edges it is made for.
+      edges: their number.
+      **rule: further fields of :class:`~nasjax.core.space.SearchSpace`.
+    """
+    table: dict[str, Axis | Length] = dict.fromkeys(stacks.values(), edges)
+    for choice, stack in stacks.items():
+        table |= axes(choice, stack, found)
+    return SearchSpace(
+        name,
+        choices=tuple(Choice(choice, tuple(operations), per=s) for choice, s in stacks.items()),
+        axes=table,
+        operations=tuple(f"{stack}/{c.name}" for stack in stacks.values() for c in found),
+        **rule,
+    )
 
 
 def check_partial(partial_channels: int, channels: int) -> None:
@@ -81,11 +112,6 @@ def multiply_adds(
                 terms.append(Term(pixels * features * taps, sides, stack, layer))
                 terms.append(Term(pixels * features**2, (there,), stack, layer))
     return terms
-
-
-def convolutional(operations: Sequence[str]) -> list[str]:
-    """The operations that are neither pooling, nor the identity, nor nothing."""
-    return [o for o in operations if parse(o)[0] not in (*POOLS, SKIP, NONE)]
 
 
 def write_genotype(normal: Pairs, reduce: Pairs, concat: range) -> str:

@@ -14,10 +14,9 @@ from typing import Any
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
-from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.supernet import Supernet
 from nasjax.models.cells import NasBench201, incoming
-from nasjax.models.operations import Candidate, axes, candidates
+from nasjax.models.operations import Candidate, candidates
 from nasjax.spaces import genotype
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -53,12 +52,7 @@ def nas_bench_201(
     """
     genotype.check_partial(partial_channels, channels)
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
-    space = SearchSpace(
-        "nas_bench_201",
-        choices=(Choice(CHOICE, OPERATIONS, per=STACK),),
-        axes={STACK: len(ENDS), **axes(CHOICE, STACK, found)},
-        operations=tuple(f"{STACK}/{c.name}" for c in found),
-    )
+    space = genotype.cell_space("nas_bench_201", OPERATIONS, found, {CHOICE: STACK}, len(ENDS))
     sizes: dict[str, Any] = {"channels": channels, "cells": cells, "num_classes": num_classes}
     searched: dict[str, Any] = {"use_bias": True}
     small = {**sizes, "partial": partial_channels}

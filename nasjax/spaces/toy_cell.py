@@ -11,10 +11,9 @@ from typing import Any
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
-from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.supernet import Supernet
 from nasjax.models.cells import ToyCellNetwork, incoming
-from nasjax.models.operations import axes, candidates
+from nasjax.models.operations import candidates
 from nasjax.spaces import genotype
 
 OPERATIONS = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
@@ -49,15 +48,8 @@ def toy_cell(
       SpaceError: if an option is unknown.
     """
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
-    space = SearchSpace(
-        "toy_cell",
-        choices=tuple(Choice(kind, OPERATIONS, per=f"{kind}_edges") for kind in KINDS),
-        axes={
-            **{f"{kind}_edges": len(BEGINS) for kind in KINDS},
-            **{n: a for kind in KINDS for n, a in axes(kind, f"{kind}_edges", found).items()},
-        },
-        operations=tuple(f"{kind}_edges/{c.name}" for kind in KINDS for c in found),
-    )
+    stacks = {kind: f"{kind}_edges" for kind in KINDS}
+    space = genotype.cell_space("toy_cell", OPERATIONS, found, stacks, len(BEGINS))
     sizes: dict[str, Any] = {"channels": channels, "num_classes": num_classes, "dropout": dropout}
     options = (("weighed", True), ("group_mass", group_mass))
     module = ToyCellNetwork((found,) * 3, (found,) * 3, options=options, **sizes)

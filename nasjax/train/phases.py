@@ -7,6 +7,7 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,7 +137,8 @@ def search(
     method = relax.relaxation(**{**relaxation, "steps": total})
     method = method if modify is None else modify(method)
     tx = optim.partitioned(recipe.transformation(per_epoch), alphas.build(total))
-    step = steps.bilevel_step(
+    step = functools.partial(
+        steps.bilevel_step,
         supernet,
         method,
         tx,
@@ -145,7 +147,6 @@ def search(
         budget=budget,
         second_order=second_order,
         decay=recipe.average,
-        alphas_from=round(alphas_from_epoch * per_epoch),
     )
     key = session.key(phase)
 
@@ -158,7 +159,11 @@ def search(
 
     state = place(session, create, key, supernet.names["params"])
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
-    compiled = compile_step(session, phase, step)
+    compiled = compile_step(session, phase, step())
+    if alphas_from_epoch:
+        # Two programs: on a CPU, XLA runs convolutions inside a conditional fifty times slower.
+        early = compile_step(session, phase, step(learn=False))
+        compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
     with_checkpoints = session.checkpointer(phase, space=supernet.space.name)
     try:
         state = loop.run(
@@ -312,6 +317,19 @@ def compile_step(session: Session, phase: str, step: steps.Step) -> steps.Step:
                 compiled = jitted.lower(state, *batches).compile()
             _log_cost(phase, compiled, state, batches)
         return compiled(state, *batches)
+
+    return call
+
+
+def _from_step(first: int, early: steps.Step, late: steps.Step) -> steps.Step:
+    """``late`` from step ``first`` on, ``early`` before it."""
+    number: int | None = None
+
+    def call(state: State, *batches: steps.Batch) -> tuple[State, steps.Metrics]:
+        nonlocal number
+        # Counted here: to read it from the state of every step would wait for the step.
+        number = int(state.step) if number is None else number + 1
+        return (early if number < first else late)(state, *batches)
 
     return call
 

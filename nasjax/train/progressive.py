@@ -57,14 +57,15 @@ def progressive_search(
     *,
     masks: Masks | None = None,
     modify: Callable[[relax.Relaxation], relax.Relaxation] | None = None,
+    weights: Any = None,
     phase: str = "search",
     **options: Any,
 ) -> tuple[State, relax.Relaxation, Supernet]:
-    """Search in stages, phases ``"search_1"``, ``"search_2"`` and so on.
+    """Search in stages: phases ``"search_1"``, ``"search_2"`` and so on, the last ``"search"``.
 
     Every stage is a search of its own, with its own schedules: learning rates and temperatures
     begin anew, as do the optimizers' moments. Weights and alphas go from one to the next. Stages
-    that are over are not repeated when the run is resumed.
+    that are over are not repeated when the run is resumed. Of one stage it is a plain search.
 
     Args:
       session: of the run.
@@ -76,7 +77,8 @@ def progressive_search(
       stages: one after the other.
       masks: options that are left out from the start, see :func:`~nasjax.relax_extras.without`.
       modify: makes another relaxation of the one over the options that are left.
-      phase: beginning of the phases' names.
+      weights: to start from; drawn anew where None.
+      phase: name of the last stage's phase, with a number those of the others.
       **options: further arguments of :func:`nasjax.train.phases.search`.
 
     Returns:
@@ -87,11 +89,10 @@ def progressive_search(
         or fewer channels than the one before.
     """
     _check(stages)
-    weights: Any = None
     relaxed: Any = None
     left, state, method, supernet = dict(masks or {}), None, None, None
     for number, stage in enumerate(stages, start=1):
-        name = f"{phase}_{number}"
+        name = phase if number == len(stages) else f"{phase}_{number}"
         supernet = build(stage.partial_channels)
         if state is not None:
             key = stream(session.key(name), "widen")

@@ -8,7 +8,6 @@ share one forward function and one optimizer with two partitions.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +64,7 @@ def bilevel_step(
     budget: Budget | None = None,
     second_order: bool = False,
     decay: float = 0.0,
-    alphas_from: int = 0,
+    learn: bool = True,
 ) -> Step:
     """The step ``(state, weights_batch, alphas_batch) -> (state, metrics)`` of a search.
 
@@ -79,8 +78,8 @@ def bilevel_step(
       second_order: differentiate the architecture's loss through one update of the weights,
         exactly (DARTS approximates it by finite differences).
       decay: of the moving average of the weights; 0 where none is kept.
-      alphas_from: the first step in which the alphas are trained. Before it nothing is computed
-        for them, and what is measured on their batch is not a number.
+      learn: whether the alphas are trained. If not the weights are, under the alphas' mixture,
+        and nothing is computed on the other batch.
     """
 
     def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
@@ -120,16 +119,12 @@ def bilevel_step(
         metrics: Metrics = {}
         finite = jnp.array(True)
 
-        def learn(state: State) -> tuple[State, jax.Array, Metrics]:
+        if learn and relaxation.learns:
             gradient, aux = architecture_gradient(
                 alphas_loss, state.weights, state.alphas, ahead if second_order else None
             )
-            found: Metrics = {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
-            return *_apply(tx, optim.ALPHAS, gradient, state, found), found
-
-        if relaxation.learns:
-            late = functools.partial(_from_step, alphas_from) if alphas_from else lambda f: f
-            state, finite, metrics = late(learn)(state)
+            metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
+            state, finite = _apply(tx, optim.ALPHAS, gradient, state, metrics)
         (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
             state.weights, state.alphas
         )
@@ -138,35 +133,6 @@ def bilevel_step(
         return _finish(state, finite & also, decay), metrics
 
     return step
-
-
-def _from_step(
-    first: int, learn: Callable[[State], tuple[State, jax.Array, Metrics]]
-) -> Callable[[State], tuple[State, jax.Array, Metrics]]:
-    """``learn``, which trains the alphas, from step ``first`` on; before it nothing at all."""
-
-    def late(state: State) -> tuple[State, jax.Array, Metrics]:
-        def parts(state: State) -> Any:  # what it changes: the weights need not be passed through
-            return state.alphas, state.opt_state.inner_states[optim.ALPHAS]
-
-        def now() -> Any:
-            after, finite, found = learn(state)
-            return parts(after), finite, found
-
-        def not_yet() -> Any:
-            _, finite, found = jax.eval_shape(now)
-            blank = jax.tree.map(
-                lambda x: jnp.full(x.shape, jnp.nan if x.dtype != bool else True, x.dtype),
-                (finite, found),
-            )
-            return parts(state), *blank
-
-        (alphas, inner), finite, found = jax.lax.cond(state.step < first, not_yet, now)
-        inner_states = {**state.opt_state.inner_states, optim.ALPHAS: inner}
-        opt_state = state.opt_state._replace(inner_states=inner_states)
-        return dataclasses.replace(state, alphas=alphas, opt_state=opt_state), finite, found
-
-    return late
 
 
 def architecture_gradient(

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from nasjax import data, spaces
+from nasjax.core.errors import NasjaxError
 from nasjax.train import phases
+from nasjax.train.progressive import Stage
 from nasjax.train.session import open_session
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -17,9 +19,8 @@ ARGUMENTS = {
     "gravite_cifar10": ["32", "224"],
     "gravite_cifar100": ["32", "224"],
     "autoformer_imagenet": ["T", "S", "B"],
-    **{
-        name: ["full", "small"] for name in ("toy_cell", "toy_conv_macro", "nas_bench_201", "darts")
-    },
+    **{name: ["full", "small"] for name in ("toy_cell", "toy_conv_macro", "nas_bench_201")},
+    "darts": ["full", "small", "progressive"],
 }
 CASES = [(p, a) for p in CONFIGS for a in ARGUMENTS.get(p.stem, [None])]
 
@@ -39,6 +40,7 @@ def test_every_config_builds_its_objects_and_documents_itself(path, argument):
     recipe = experiment.recipe(config["search"]["recipe"], "search")
     assert recipe.transformation(100)
     assert experiment.alphas_optimizer(config["search"]["alphas"]).build(10)
+    assert experiment.stages(config)
     size = recipe.augmentation.size or supernet.input_shape[0]
     assert size == supernet.input_shape[0]
     text = path.read_text()
@@ -87,6 +89,24 @@ def test_shrunk_config_searches(path, tmp_path):
     )
     assert int(state.step) == 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state.trained)))
+
+
+def test_without_stages_a_search_has_one():
+    config = load(CONFIGS[0].with_name("darts.py"), "small")
+    config["space"]["partial_channels"] = 2
+    config["search"]["alphas_from_epoch"] = 1.5
+    (stage,) = experiment.stages(config)
+    assert stage == Stage(config["search"]["recipe"]["epochs"], 2, alphas_from_epoch=1.5)
+
+
+def test_stages_that_end_in_another_network_are_refused():
+    config = load(CONFIGS[0].with_name("darts.py"), "progressive")
+    config["space"]["partial_channels"] = 1
+    with pytest.raises(NasjaxError, match="partial_channels=4, but config"):
+        experiment.stages(config)
+    config["search"]["stages"] = [{"epoch": 3}]
+    with pytest.raises(NasjaxError, match="'epoch'; did you mean 'epochs'"):
+        experiment.stages(config)
 
 
 def test_core_knows_no_config_dict():

@@ -8,7 +8,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
@@ -34,9 +33,6 @@ def environment(devices=1):
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        # The same programs are compiled by every run here.
-        "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), f"nasjax-{os.getpid()}"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
 
@@ -219,6 +215,57 @@ def test_evaluate_and_train_take_what_search_found(uninterrupted, tmp_path):
     assert "the nearest is 12" in complain(
         "evaluate.py", "--config", CONFIG, "--weights", searched, "--arch", illegal
     )
+
+
+def test_a_search_can_begin_with_the_weights_of_another(uninterrupted, tmp_path):
+    searched = uninterrupted(1)
+    finish(
+        start(
+            tmp_path,
+            f"--weights={searched}",
+            "--config.search.recipe.epochs=1",
+            "--config.search.recipe.warmup_epochs=0",
+            "--config.search.recipe.optimizer.learning_rate=1e-12",
+        )
+    )
+    first, second = (json.loads((d / "result.json").read_text()) for d in (searched, tmp_path))
+    # Nothing was learnt, so random sub-networks have inherited what they had.
+    assert second["samples"] == first["samples"] != []
+
+
+def test_a_search_in_stages_ends_in_one_architecture(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    file = tmp_path / "data.npz"
+    np.savez(
+        file, x_train=images, y_train=np.arange(64) % 4, x_test=images, y_test=np.arange(64) % 4
+    )
+    config, workdir = CONFIG.with_name("tiny_stages.py"), tmp_path / "run"
+    shared = ["--config", config, f"--config.data.name=npz:{file}"]
+    done = subprocess.run(
+        command("search.py", *shared, "--workdir", workdir),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in rows(workdir, "search_1")] == [2]
+    last = rows(workdir)[-1]
+    assert last["step"] == 4
+    # Two operations of each edge are left, none of them "none".
+    mixture = np.array(last["mixture"]["operation"])
+    assert ((mixture > 0).sum(-1) == 2).all() and (mixture[:, 0] == 0).all()
+    found = json.loads((workdir / "arch.json").read_text())
+    done = subprocess.run(
+        command("evaluate.py", *shared, "--weights", workdir, "--arch", workdir / "arch.json"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["architecture"] == found["architecture"]
 
 
 def test_a_file_of_the_authors_weights_can_be_evaluated(tmp_path):
