@@ -198,7 +198,12 @@ def _write_result(
     run.session.write_json(
         "result.json",
         {
-            "space": {"name": space.name, "choices": choices, "size": str(space.size)},
+            "space": {
+                "name": space.name,
+                "choices": choices,
+                "size": str(space.size),
+                "nodes": run.supernet.nodes,
+            },
             "rows": rows,
             "samples": samples,
             **({"oracle": oracle} if oracle else {}),

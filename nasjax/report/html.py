@@ -128,7 +128,10 @@ def _page(run: Run) -> str:
     which = which if run.architecture else ""
     title = f"Architecture search: {run.space_name or run.name}"
     facts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _facts(run))
-    layered = any(isinstance(value, list) for value in run.architecture.values())
+    layered = any(
+        isinstance(value, list) and name not in run.nodes
+        for name, value in run.architecture.items()
+    )
     whole = "multiply-adds"  # Not to be broken at its hyphen.
     notes = "".join(f"<li>{escape(note)}</li>" for note in run.notes)
     return BODY.format(
@@ -140,7 +143,7 @@ def _page(run: Run) -> str:
         notes=f'<ul class="notes">{notes}</ul>' if notes else "",
         table=html_table(run.rows) + (TABLE_HINT if run.rows else ""),
         architecture=_figure(
-            architecture_plot(run.architecture, run.choices, layers=run.layers),
+            architecture_plot(run.architecture, run.choices, layers=run.layers, nodes=run.nodes),
             f"{which} The height of a box is the value picked, relative to the largest option."
             if layered
             else which,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nasjax.report.formats import format_value, is_number
+from nasjax.report.graph import Cell, draw_cell
 from nasjax.report.style import (
     BLUE,
     BRIGHT,
@@ -70,8 +71,9 @@ def architecture_plot(
     choices: Sequence[Mapping[str, Any]] = (),
     *,
     layers: Mapping[str, int] | None = None,
+    nodes: Mapping[str, Sequence[Sequence[int]]] | None = None,
 ) -> str:
-    """Draws a network with one frame per layer, from input to output.
+    """Draws a network with one frame per layer, from input to output, and cells as graphs.
 
     In a frame, each choice made per layer is a box whose height is the value picked relative to
     the choice's largest option. Layers that the network leaves out are dashed. Choices made once
@@ -84,16 +86,25 @@ def architecture_plot(
             Without them, boxes are relative to the largest value picked.
         layers: Number of layers of the super-network per choice. Without it, it is the largest
             option of the choice that set the depth, where there is one.
+        nodes: For each choice made per edge of a cell, the edges that end in each of its nodes.
     """
     if not architecture:
         return message_svg("architecture", "No network has been picked yet.")
     options = {str(c["name"]): list(c.get("options") or ()) for c in choices}
     single = {k: v for k, v in architecture.items() if not isinstance(v, list)}
-    groups = _groups(architecture, choices, options, layers or {})
+    cells = [
+        Cell(name, architecture[name], ends, options.get(name, []))
+        for name, ends in (nodes or {}).items()
+        if len(architecture.get(name, ())) == sum(map(len, ends))
+    ]
+    drawn = {cell.name for cell in cells}
+    rest = {k: v for k, v in architecture.items() if k not in drawn}
+    groups = _groups(rest, choices, options, layers or {})
     with figure_style():
         per_row = min(6, max(len(single), 1))
         tiles = _TILE * -(-len(single) // per_row)
-        sheet = Sheet(max(0.9, tiles + sum(g.height for g in groups) + 0.15 * len(groups[1:])))
+        parts: list[_Group | Cell] = [*groups, *cells]
+        sheet = Sheet(max(0.9, tiles + sum(p.height for p in parts) + 0.15 * len(parts[1:])))
         axes = sheet.canvas()
         for index, (name, value) in enumerate(single.items()):
             row, column = divmod(index, per_row)
@@ -103,6 +114,9 @@ def architecture_plot(
         for group in groups:
             _group(axes, top, group)
             top += group.height + 0.15
+        for cell in cells:
+            draw_cell(axes, top, cell)
+            top += cell.height + 0.15
         return sheet.svg("architecture", "The network, layer by layer from input to output")
 
 

@@ -117,6 +117,12 @@ class Run:
         return [c for c in _objects(self.space.get("choices")) if "name" in c]
 
     @property
+    def nodes(self) -> dict[str, list[list[int]]]:
+        """Of choices made per edge of a cell, the edges that end in each of its nodes."""
+        nodes = self.space.get("nodes")
+        return dict(nodes) if isinstance(nodes, Mapping) else {}
+
+    @property
     def architecture(self) -> Record:
         """The network found; while the search runs, the most probable one at its last step."""
         candidates: list[Any] = [self.arch, *(r for r in self.rows if r.get("network") == "found")]

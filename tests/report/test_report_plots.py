@@ -110,3 +110,18 @@ def test_missing_matplotlib_is_said_in_one_sentence(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'^figures need matplotlib: pip install "nasjax\['):
         training_plot(Run.load(workdir))
+
+
+def test_a_cell_is_drawn_as_a_graph_without_the_edges_that_are_nothing():
+    choices = [{"name": "operation", "options": ["none", "skip", "conv"], "per": "edges"}]
+    picked = {"operation": ["conv", "none", "skip"]}
+    shown = texts(architecture_plot(picked, choices, nodes={"operation": [[0], [1, 2]]}))
+    assert sorted(shown) == ["1", "2", "conv", "input", "operation", "skip"]
+
+
+def test_a_cell_whose_edges_do_not_fit_is_drawn_as_layers():
+    choices = [{"name": "operation", "options": ["none", "conv"], "per": "edges"}]
+    shown = texts(
+        architecture_plot({"operation": ["conv"]}, choices, nodes={"operation": [[0, 1]]})
+    )
+    assert "conv" in shown and "input" in shown and "layer" in shown
