@@ -43,6 +43,9 @@ def get_config(size: str = "full") -> ConfigDict:
         retrain,
     )
     if small:
-        search["alphas"]["learning_rate"] = 3e-3
-        recipes.without_training(config, train_examples=10000)
+        config["space"]["channels"] = 16
+        search["recipe"] |= {"epochs": 4.0, "batch_size": 32}
+        search["alphas"]["learning_rate"] = 2e-2
+        search["alphas_from_epoch"] = 1.0
+        recipes.without_training(config, train_examples=30000)
     return ConfigDict(config)

@@ -24,7 +24,7 @@ def get_config(size: str = "full") -> ConfigDict:
     adam = {"learning_rate": 3e-4, "betas": (0.9, 0.995), "weight_decay": 5e-4, "coupled": True}
     crop = {"shift": 4, "flip": True, "size": 16 if small else None}
     search = recipes.cell_search(
-        epochs=8 if small else 100,
+        epochs=100,
         optimizer={**adam, "method": "adamw", "final_rate": 1e-4, "clip": 5.0},
         augmentation=crop,
     )
@@ -36,15 +36,21 @@ def get_config(size: str = "full") -> ConfigDict:
         {
             "name": "toy_conv_macro",
             "sharing": "entangled",
-            "image_size": 16 if small else 32,
+            "image_size": 32,
             "dropout": 0.5,
-            "gain": 6**0.5 if small else 1.0,
+            "gain": 1.0,
         },
         {"name": "tfds:cifar10"},
         search,
         retrain,
     )
     if small:
-        search["alphas"]["learning_rate"] = 1e-2
-        recipes.without_training(config, train_examples=5000)
+        # The kernels are larger, or a few hundred steps would not get a signal through the mixtures.
+        config["space"] |= {"image_size": 16, "dropout": 0.0, "gain": 6**0.5}
+        search["recipe"] |= {"epochs": 5.0, "batch_size": 32}
+        search["recipe"]["optimizer"]["learning_rate"] = 5e-4
+        search["relaxation"]["name"] = "darts"
+        search["alphas"]["learning_rate"] = 2e-2
+        search["alphas_from_epoch"] = 2.0
+        recipes.without_training(config, train_examples=10000)
     return ConfigDict(config)

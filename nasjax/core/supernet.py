@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nasjax.core import architecture, cost
 from nasjax.core.architecture import Arch
@@ -22,6 +21,22 @@ from nasjax.core.space import SearchSpace
 from nasjax.core.superpose import ACTIVE, extract, superpose
 
 STATISTICS = "batch_stats"
+
+
+def draw(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
+    """Draw the variables of ``module``, without boxes.
+
+    Nothing but the initialisers is run, one by one: XLA takes minutes to compile the hundreds of
+    draws of a cell network as one program.
+
+    Args:
+      module: called as ``module(inputs, **options)``.
+      rngs: a key, or one for each kind of chance.
+      input_shape: shape of one input, without the batch.
+      **options: what else the module is called with.
+    """
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    return nn.unbox(module.lazy_init(rngs, example, **options))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +112,7 @@ class Supernet:
     def init(self, key: jax.Array) -> dict[str, Any]:
         """Draw maximal variables."""
         self.names  # noqa: B018 - a space that does not fit the module fails here, not later
-        return self._init(key)
-
-    @functools.cached_property
-    def _init(self) -> Callable[[jax.Array], dict[str, Any]]:
-        example = np.zeros((1, *self.input_shape), np.float32)
-        return jax.jit(lambda key: nn.unbox(self.module.init(key, example)))
+        return draw(self.module, key, self.input_shape)
 
     def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
         """Variables of the super-network under ``mixture``; see :func:`superpose`."""

@@ -20,7 +20,7 @@ import optax
 from nasjax import data, relax
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
-from nasjax.core.supernet import STATISTICS, Supernet
+from nasjax.core.supernet import STATISTICS, Supernet, draw
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain
@@ -150,14 +150,15 @@ def search(
     )
     key = session.key(phase)
 
-    def create(key: jax.Array) -> State:
-        first = supernet.init(stream(key, "init"))["params"] if weights is None else weights
-        relaxed = method.init(supernet.space, stream(key, "alphas")) if start is None else start
-        # Copies, since the step donates its state.
-        first, relaxed = jax.tree.map(jax.numpy.array, (first, relaxed))
-        return states.create(key, first, tx, alphas=relaxed, average=recipe.average > 0)
+    if weights is None:
+        weights = supernet.init(stream(key, "init"))["params"]
+    if start is None:
+        start = method.init(supernet.space, stream(key, "alphas"))
 
-    state = place(session, create, key, supernet.names["params"])
+    def create(key: jax.Array, weights: Any, alphas: Any) -> State:
+        return states.create(key, weights, tx, alphas=alphas, average=recipe.average > 0)
+
+    state = place(session, create, supernet.names["params"], key, weights, start)
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
     compiled = compile_step(session, phase, step())
     if alphas_from_epoch:
@@ -215,17 +216,16 @@ def train(
         steps=recipe.steps(per_epoch),
     )
 
-    def create(key: jax.Array) -> State:
-        image = np.zeros((1, *shape), np.float32)
-        # As in training: an auxiliary head is there only then.
-        keys = {"params": stream(key, "init"), "dropout": key}
-        variables = nn.unbox(module.init(keys, image, train=True))
-        start = variables["params"] if weights is None else weights
-        start = jax.tree.map(jax.numpy.array, start)  # a copy: the step donates its state
-        statistics = variables.get(STATISTICS, {})
-        return states.create(key, start, tx, statistics=statistics, average=recipe.average > 0)
+    key = session.key(phase)
+    # As in training: an auxiliary head is there only then.
+    keys = {"params": stream(key, "init"), "dropout": key}
+    variables = draw(module, keys, shape, train=True)
+    weights = variables["params"] if weights is None else weights
 
-    state = place(session, create, session.key(phase))
+    def create(key: jax.Array, weights: Any, statistics: Any) -> State:
+        return states.create(key, weights, tx, statistics=statistics, average=recipe.average > 0)
+
+    state = place(session, create, {}, key, weights, variables.get(STATISTICS, {}))
     compiled = compile_step(session, phase, step)
     checkpoints = session.checkpointer(phase, **identity)
     try:
@@ -291,12 +291,14 @@ def make_loader(
 
 
 def place(
-    session: Session, create: Any, key: jax.Array, names: Mapping[str, Any] | None = None
+    session: Session, create: Any, names: Mapping[str, Any], key: jax.Array, *trees: Any
 ) -> State:
-    """Make a state where it will live: each array goes straight to its devices."""
-    shapes = jax.eval_shape(create, key)
-    shardings = sharding.state_shardings(shapes, names or {}, session.mesh, session.rules)
-    return jax.jit(create, out_shardings=shardings)(key)
+    """Make the state ``create(key, *trees)`` where it will live, sharded by the weights' names."""
+    # By way of the host: every process drew the same, and the step donates what it is given.
+    trees = jax.device_get(trees)
+    shapes = jax.eval_shape(create, key, *trees)
+    shardings = sharding.state_shardings(shapes, names, session.mesh, session.rules)
+    return jax.jit(create, out_shardings=shardings)(key, *trees)
 
 
 def compile_step(session: Session, phase: str, step: steps.Step) -> steps.Step:

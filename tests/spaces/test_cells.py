@@ -17,7 +17,7 @@ from nasjax.spaces.darts import PUBLISHED
 
 BUILD = {
     "toy_cell": functools.partial(spaces.toy_cell, image_size=8, channels=4),
-    "toy_conv_macro": spaces.toy_conv_macro,
+    "toy_conv_macro": functools.partial(spaces.toy_conv_macro, image_size=16),
     "nas_bench_201": functools.partial(spaces.nas_bench_201, image_size=8, channels=4, cells=1),
     "darts": functools.partial(spaces.darts, image_size=8, channels=4, cells=3),
 }
@@ -217,3 +217,19 @@ def test_unknown_options_are_named():
         spaces.toy_cell(sharing="entagled")
     with pytest.raises(SpaceError, match="group_mass is 'out'"):
         spaces.darts(group_mass="out")
+
+
+def test_an_image_that_does_not_fit_the_macro_space():
+    with pytest.raises(SpaceError, match="image_size is 30; a multiple of 4 from 12"):
+        spaces.toy_conv_macro(image_size=30)
+
+
+@pytest.mark.parametrize("sharing", ["entangled", "plain"])
+def test_gain_makes_the_first_kernels_larger(sharing):
+    small, large = (
+        spaces.toy_conv_macro(image_size=12, sharing=sharing, gain=gain).init(jax.random.key(0))
+        for gain in (1.0, 2.0)
+    )
+    for name, layer in large["params"].items():
+        expected = 2.0 * small["params"][name]["kernel"]
+        np.testing.assert_allclose(layer["kernel"], expected, rtol=1e-6)

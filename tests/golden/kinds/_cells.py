@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -47,6 +48,58 @@ def searched(fixture: Fixture, name: str, build: Callable[..., Supernet]) -> Sea
     default = build(sharing=sharing)
     supernet = build(sharing=sharing, group_mass="inside")
     return Searched(supernet, weights(fixture, name), default)
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What a kind makes of the cases of its files.
+
+    Attributes:
+      decode: of alphas to decode.
+      count: of a network that is only counted.
+      network: of a model of one genotype, what its cases are checked with.
+      alone: of a case of such a model.
+      build: of a super-network, what makes every form of it.
+      searched: of a case of a super-network.
+    """
+
+    decode: Callable[[Fixture, Mapping[str, Any]], Case]
+    count: Callable[[Fixture, Mapping[str, Any]], Case]
+    network: Callable[[Fixture, str], tuple[Supernet, nn.Module, Any]]
+    alone: Callable[..., Case]
+    build: Callable[[Fixture, str], Callable[..., Supernet]]
+    searched: Callable[[Fixture, Mapping[str, Any], Searched], Case]
+
+
+def check(fixture: Fixture, handlers: Handlers) -> Iterator[Case]:
+    """Every case of a file whose models are networks of a genotype and super-networks."""
+
+    @functools.cache
+    def network(name: str) -> Any:
+        return handlers.network(fixture, name)
+
+    @functools.cache
+    def supernet(name: str) -> Searched:
+        return searched(fixture, name, handlers.build(fixture, name))
+
+    for case in fixture.get("cases"):
+        if "decode" in case:
+            yield handlers.decode(fixture, case)
+        elif "count_only" in case:
+            yield handlers.count(fixture, case)
+        elif "genotype" in model(fixture, case["model"])["constructor"]:
+            yield handlers.alone(fixture, case, *network(case["model"]))
+        else:
+            yield handlers.searched(fixture, case, supernet(case["model"]))
+
+
+def argmax_case(
+    fixture: Fixture, case: Mapping[str, Any], net: Searched, mixture: Mapping[str, Any]
+) -> Case:
+    """The output on the authors' argmax path."""
+    output = net.argmax(mixture, images(fixture, case), case["mode"] == "train")
+    quantity = Quantity.of("one-hot", "output", output, fixture.array(case["output"]))
+    return case_of(case, [quantity], case["output"])
 
 
 def weights(fixture: Fixture, name: str) -> dict[str, np.ndarray]:

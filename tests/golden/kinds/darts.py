@@ -32,21 +32,8 @@ def matches(fixture: Fixture) -> bool:
 
 def check(fixture: Fixture) -> Iterator[Case]:
     """Every case."""
-    nets: dict[str, Any] = {}
-    for case in fixture.get("cases"):
-        name = case.get("model")
-        if "decode" in case:
-            yield _decode(fixture, case)
-        elif "count_only" in case:
-            yield _count(fixture, case)
-        elif "genotype" in _cells.model(fixture, name)["constructor"]:
-            if name not in nets:
-                nets[name] = _network(fixture, name)
-            yield _standalone(fixture, case, *nets[name])
-        else:
-            if name not in nets:
-                nets[name] = _cells.searched(fixture, name, _builder(fixture, name))
-            yield _searched(fixture, case, nets[name])
+    handlers = _cells.Handlers(_decode, _count, _network, _standalone, _builder, _searched)
+    return _cells.check(fixture, handlers)
 
 
 def _builder(fixture: Fixture, name: str) -> Any:
@@ -151,12 +138,10 @@ def _count(fixture: Fixture, case: Mapping[str, Any]) -> Case:
 
 
 def _searched(fixture: Fixture, case: Mapping[str, Any], net: _cells.Searched) -> Case:
-    x, to_mixture = _cells.images(fixture, case), _mixture(fixture)
+    to_mixture = _mixture(fixture)
     if case.get("path") == "argmax":
         mixture = to_mixture(_cells.given(fixture, case, "mixture"))
-        output = net.argmax(mixture, x, case["mode"] == "train")
-        quantities = [Quantity.of("one-hot", "output", output, fixture.array(case["output"]))]
-        return _cells.case_of(case, quantities, case["output"])
+        return _cells.argmax_case(fixture, case, net, mixture)
     variables = _kept(net.variables, to_mixture(_cells.given(fixture, case, "mixture")))
     quantities = _cells.soft_case(fixture, case, net, to_mixture, variables)
     return _cells.case_of(case, quantities, case.get("output", "gradients"))

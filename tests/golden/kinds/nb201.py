@@ -27,22 +27,8 @@ def matches(fixture: Fixture) -> bool:
 
 def check(fixture: Fixture) -> Iterator[Case]:
     """Every case."""
-    nets: dict[str, Any] = {}
-    for case in fixture.get("cases"):
-        if "decode" in case:
-            yield _decode(fixture, case)
-        elif "count_only" in case:
-            yield _count(case)
-        elif "genotype" in _cells.model(fixture, case["model"])["constructor"]:
-            name = case["model"]
-            if name not in nets:
-                nets[name] = _network(fixture, name)
-            yield _standalone(fixture, case, *nets[name])
-        else:
-            name = case["model"]
-            if name not in nets:
-                nets[name] = _cells.searched(fixture, name, _builder(fixture, name))
-            yield _searched(fixture, case, nets[name])
+    handlers = _cells.Handlers(_decode, _count, _network, _standalone, _builder, _searched)
+    return _cells.check(fixture, handlers)
 
 
 def _builder(fixture: Fixture, name: str) -> Any:
@@ -114,7 +100,8 @@ def _counts(case: Mapping[str, Any], supernet: Supernet, leaves: int) -> Iterato
     yield from _cells.written(supernet, case["arch"])
 
 
-def _count(case: Mapping[str, Any]) -> Case:
+def _count(fixture: Fixture, case: Mapping[str, Any]) -> Case:
+    del fixture
     supernet = nas_bench_201(
         image_size=_image_size(case["dataset"]),
         num_classes=case["num_classes"],
@@ -135,13 +122,9 @@ def _image_size(dataset: str) -> int:
 
 
 def _searched(fixture: Fixture, case: Mapping[str, Any], net: _cells.Searched) -> Case:
-    expected = fixture.array(case["output"]) if "output" in case else None
-    if "arch" in case:  # the argmax path
+    if "arch" in case:
         mixture = _cells.one_hot(net.supernet, net.supernet.architecture(case["arch"]))
-        x, train = _cells.images(fixture, case), case["mode"] == "train"
-        output = net.argmax(mixture, x, train)
-        quantities = [Quantity.of("one-hot", "output", output, expected)]
-        return _cells.case_of(case, quantities, case["output"])
+        return _cells.argmax_case(fixture, case, net, mixture)
     to_mixture = _mixture(fixture, case["model"])
     quantities = _cells.soft_case(fixture, case, net, to_mixture)
     return _cells.case_of(case, quantities, case.get("output", "gradients"))

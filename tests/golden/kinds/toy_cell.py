@@ -30,7 +30,8 @@ def check(fixture: Fixture) -> Iterator[Case]:
         elif "arch" in case and "path" not in case:
             yield _discrete(fixture, case, nets[name])
         elif "arch" in case:
-            yield _argmax(fixture, case, nets[name])
+            mixture = _cells.one_hot(nets[name].supernet, _arch(fixture, case))
+            yield _cells.argmax_case(fixture, case, nets[name], mixture)
         else:
             quantities = _cells.soft_case(fixture, case, nets[name], _mixture(fixture))
             yield _cells.case_of(case, quantities, case.get("output", "gradients"))
@@ -78,16 +79,6 @@ def _discrete(fixture: Fixture, case: Mapping[str, Any], net: _cells.Searched) -
         read = supernet.architecture(case["genotype"])
         quantities.append(_cells.same("genotype read", read, arch))
     return _cells.case_of(case, quantities, case["output"])
-
-
-def _argmax(fixture: Fixture, case: Mapping[str, Any], net: _cells.Searched) -> Case:
-    mixture = _cells.one_hot(net.supernet, _arch(fixture, case))
-    x, train = _cells.images(fixture, case), case["mode"] == "train"
-    output = net.argmax(mixture, x, train)
-    expected = fixture.array(case["output"])
-    return _cells.case_of(
-        case, [Quantity.of("one-hot", "output", output, expected)], case["output"]
-    )
 
 
 def _decode(fixture: Fixture, case: Mapping[str, Any]) -> Case:
