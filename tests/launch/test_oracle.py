@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import benchmark
 import numpy as np
 import pytest
 
@@ -91,3 +92,39 @@ def test_a_bad_table_is_one_sentence(given, tmp_path, change, message):
         csv.writer(file).writerows(change(rows))
     extra = f"--config.oracle.path={bad}"
     assert message in complain("search.py", *options(given, tmp_path / "run"), extra)
+
+
+def searched(folder, accuracy, regrets):
+    """What a search that is over has left in its directory."""
+    folder.mkdir(parents=True)
+    found = {"accuracy": accuracy, "regret": 92.0 - accuracy, "rank": int(93 - accuracy)}
+    judged = {"found": found, "best": 92.0, "random": {"1": 89.0, "10": 91.0}}
+    (folder / "result.json").write_text(json.dumps({"oracle": judged}))
+    lines = [
+        {"phase": "search", "step": i, "oracle": {"regret": r}} for i, r in enumerate(regrets, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "measured.json").write_text('{"seconds": 3.0, "peak_memory_bytes": 1073741824}')
+
+
+def test_the_benchmark_repeats_no_search_that_is_over(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda command: pytest.fail(f"it ran {command}"))
+    found = {("entangled", 0): 91.0, ("entangled", 1): 90.0, ("plain", 0): 88.0, ("plain", 1): 89.0}
+    for (sharing, seed), accuracy in found.items():
+        searched(tmp_path / f"drnas_{sharing}_{seed}", accuracy, [3.0, 92.0 - accuracy])
+    monkeypatch.setattr(
+        sys, "argv",
+        ["benchmark.py", "oracle", "--space", "toy_cell", "--table", "-", "--data", "-",
+         "--seeds", "2", "--workdir", str(tmp_path)],
+    )  # fmt: skip
+    benchmark.main()
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
+    first, second = result["methods"]
+    assert (first["method"], second["method"]) == ("drnas/entangled", "drnas/plain")
+    assert (first["mean_test_acc"], first["mean_regret"], first["mean_rank"]) == (90.5, 1.5, 2.5)
+    assert second["test_acc"] == [88.0, 89.0] and second["std_test_acc"] == 0.5
+    assert {"device", "versions", "random"} <= set(result)
+    table = (tmp_path / "oracle.txt").read_text()
+    assert "90.50 ± 0.50" in table and "random, best of 10" in table and "1.00 GiB" in table
+    assert "drnas/plain" in (tmp_path / "oracle.svg").read_text()
