@@ -47,10 +47,9 @@ def get_config(size: str = "full") -> ConfigDict:
     if small:
         # Larger kernels, or hundreds of steps pass before a signal gets through the mixtures.
         config["space"] |= {"image_size": 16, "dropout": 0.0, "gain": 6**0.5}
-        search["recipe"] |= {"epochs": 6.0, "batch_size": 32}
-        search["recipe"]["optimizer"]["learning_rate"] = 5e-4
+        search["recipe"]["epochs"] = 3.5
         search["relaxation"]["name"] = "darts"
-        search["alphas"]["learning_rate"] = 5e-2
-        search["alphas_from_epoch"] = 2.0
-        recipes.without_training(config, train_examples=10000)
+        search["alphas"]["learning_rate"] = 2e-2
+        search["alphas_from_epoch"] = 1.25
+        recipes.without_training(config, train_examples=20000)
     return ConfigDict(config)

@@ -6,11 +6,14 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import benchmark
+import experiment
 import numpy as np
 import pytest
 
+from nasjax.core.errors import NasjaxError
 from nasjax.spaces.toy_cell import toy_cell
 from tests.launch.test_search import complain, environment
 
@@ -75,6 +78,15 @@ def test_a_search_is_judged_and_its_network_retrained(given, tmp_path):
     assert "The truth" in (tmp_path / "report.html").read_text()
 
 
+def change_table(given, path, change):
+    """The table with other rows, below the header."""
+    with (given / "table.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(change(rows))
+    return path
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -84,14 +96,18 @@ def test_a_search_is_judged_and_its_network_retrained(given, tmp_path):
     ],
     ids=["missing", "double", "column"],
 )
-def test_a_bad_table_is_one_sentence(given, tmp_path, change, message):
-    with (given / "table.csv").open(newline="") as file:
-        rows = list(csv.reader(file))
-    bad = tmp_path / "bad.csv"
-    with bad.open("w", newline="") as file:
-        csv.writer(file).writerows(change(rows))
+def test_a_bad_table_is_refused(given, tmp_path, change, message):
+    bad = change_table(given, tmp_path / "bad.csv", change)
+    run = types.SimpleNamespace(config={"oracle": {"path": str(bad)}}, supernet=toy_cell())
+    with pytest.raises(NasjaxError, match=message):
+        experiment.open_oracle(run)
+
+
+def test_a_bad_table_is_one_sentence_and_nothing_is_searched(given, tmp_path):
+    bad = change_table(given, tmp_path / "bad.csv", lambda rows: rows[:-1])
     extra = f"--config.oracle.path={bad}"
-    assert message in complain("search.py", *options(given, tmp_path / "run"), extra)
+    assert "4095" in complain("search.py", *options(given, tmp_path / "run"), extra)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def searched(folder, accuracy, regrets):

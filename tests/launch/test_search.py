@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 
+import experiment
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from nasjax import data, spaces
+from nasjax.core.errors import NasjaxError
 from nasjax.interop.autoformer import export_weights
+from nasjax.train import phases
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = pathlib.Path(__file__).with_name("tiny.py")
@@ -150,19 +153,38 @@ def complain(script, *arguments):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("--config.space.name=vision_transfomer", "did you mean 'vision_transformer'"),
-        ("--config.search.relaxation.name=drnass", "did you mean 'drnas'"),
-        ("--config.data.name=digitz", "digits"),
         ("--config.sedd=1", 'Did you mean "seed"'),
+        ("--config.search.relaxation.name=drnass", "did you mean 'drnas'"),
         ("--config.space.quux=1", "no key 'quux'"),
-        ("--config.data.name=tfds:cifar10", "not prepared"),
         ("--config.search.recipe.batch_size=5000", "batch_size"),
-        ("--config.mesh.model=3", "mesh"),
-        ("--config.space.image_size=16", "built for"),
     ],
 )
 def test_bad_configuration_is_one_sentence(tmp_path, override, expected):
     assert expected in complain("search.py", "--config", CONFIG, "--workdir", tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("space", "name", "vision_transfomer", "did you mean 'vision_transformer'"),
+        ("data", "name", "digitz", "digits"),
+        ("data", "name", "tfds:cifar10", "not prepared"),
+        ("mesh", "model", 3, "mesh"),
+    ],
+)
+def test_bad_configuration_is_refused_before_anything_runs(tmp_path, section, key, value, expected):
+    config = runpy.run_path(str(CONFIG))["get_config"]()
+    config[section][key] = value
+    with pytest.raises(NasjaxError, match=expected):
+        experiment.open_experiment(config, str(tmp_path / "run"))
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    config = runpy.run_path(str(CONFIG))["get_config"]()
+    config.space.image_size = 16
+    run = experiment.open_experiment(config, str(tmp_path))
+    with pytest.raises(NasjaxError, match="built for"):
+        phases.check_images(run.supernet, run.dataset, run.recipe("search").augmentation)
 
 
 def test_a_directory_of_another_run_is_refused(uninterrupted):
