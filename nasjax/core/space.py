@@ -124,7 +124,7 @@ class SearchSpace:
       choices: what may be chosen.
       axes: the length of each named axis, as an :class:`Axis` or as its ``length`` alone.
       stacks: further stacks, in whose layers nothing is chosen but whose depth is.
-      operations: axes that say which modules exist.
+      operations: axes that say which modules exist; each depends on one choice.
       decoding: ``mixture -> option indices``, arrays ``(options,) -> ()`` and ``(layers, options)
         -> (layers,)``, where the best option of every choice is not the rule. It must map the
         mixture of a legal architecture to that architecture, and of no other to itself.
@@ -178,6 +178,11 @@ class SearchSpace:
                 raise SpaceError(
                     f"operation {operation!r} of space {self.name!r} must be an axis whose length "
                     "is 0 or 1: whether it is there."
+                )
+            if len(self.depends(operation)) != 1:
+                raise SpaceError(
+                    f"operation {operation!r} of space {self.name!r} depends on "
+                    f"{list(self.depends(operation))}; exactly one choice says whether it is there."
                 )
         for stack in self.stacks:
             if any(self.choice(c).per for c in self.depends(stack)) or self.uses_layer(stack):

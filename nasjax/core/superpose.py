@@ -14,19 +14,20 @@ from flax import traverse_util
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import SpaceError
-from nasjax.core.expect import LAYERS, mask_factors, scale
+from nasjax.core.expect import LAYERS, length_table, mask_factors, scale
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, leaves
 from nasjax.core.space import SearchSpace
 
 ACTIVE = "active"
+_NEVER = 1e-12  # probabilities below are zero: their squares, which gradients divide by, underflow
 
 
 def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -> dict[str, Any]:
     """Multiply every maximal array by the expected mask of its axes.
 
-    Arrays of an operation are not multiplied by the probability that it is there, which is told
-    to the operation: it weighs its output.
+    The mask of an array in an operation is the expected one *given* that the operation is there.
+    The probability that it is there is told to the operation, which weighs its output by it.
 
     ``module.apply(superpose(space, names, variables, mixture), x)`` is the super-network under
     ``mixture``; with a one-hot mixture it is the sampled sub-network, at maximal shapes.
@@ -53,18 +54,38 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
         )
     flat = traverse_util.flatten_dict(dict(variables))
     plan = list(leaves(space, names, variables))
+    parts = dict.fromkeys(leaf.operations for leaf in plan)
+    within = {operations: _given(space, mixture, operations) for operations in parts}
     weighed = {
-        leaf.path: _weigh(space, leaf, flat[leaf.path], mixture)
+        leaf.path: _weigh(space, leaf, flat[leaf.path], within[leaf.operations])
         for leaf in plan
         if leaf.path[0] != ACTIVE
     }
     active = {
-        (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), mixture)
+        (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), within[leaf.operations])
         for leaf in plan
         if leaf.path[0] == "params" and leaf.path[-1] == "scale" and any(leaf.axes)
     }
     masses = {leaf.path: _mass(space, leaf, mixture) for leaf in plan if leaf.path[0] == ACTIVE}
     return traverse_util.unflatten_dict({**weighed, **active, **masses})
+
+
+def _given(space: SearchSpace, mixture: Mixture, operations: tuple[str, ...]) -> Mixture:
+    """``mixture`` given that ``operations`` are there.
+
+    An operation that is never there has no such mixture; its options are then equally likely, so
+    that the gradient in its probability, which weighs its output, says what it would be worth.
+    """
+    given = dict(mixture)
+    for operation in operations:
+        (choice,) = space.depends(operation)
+        there = length_table(space, operation, None)
+        kept = given[choice] * there
+        mass = jnp.sum(kept, -1, keepdims=True)
+        known = mass > _NEVER
+        even = jnp.broadcast_to(there / there.sum(), kept.shape).astype(kept.dtype)
+        given[choice] = jnp.where(known, kept / jnp.where(known, mass, 1.0), even)
+    return given
 
 
 def _mass(space: SearchSpace, leaf: Leaf, mixture: Mixture) -> jax.Array:

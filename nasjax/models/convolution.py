@@ -18,7 +18,7 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
-    """A 2-D convolution whose padding keeps the size: ``dilation * (kernel - 1) / 2`` a side.
+    """A 2-D convolution whose padding keeps the size: ``(kernel - 1) / 2`` pixels a side.
 
     Attributes:
       features: output channels.
@@ -43,10 +43,10 @@ class Conv(nn.Module):
     kernel_init: Initializer = uniform()
 
     @nn.compact
-    def __call__(self, x: jax.Array, mass: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """Map ``(batch, height, width, inputs)`` to ``(batch, height', width', features)``.
 
-        ``mass``, the probability that its operation is there, divides the kernel.
+        ``factor`` multiplies the kernel.
         """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", named(self.kernel_init, self.axes), shape)
@@ -54,7 +54,7 @@ class Conv(nn.Module):
         if self.use_bias:
             init = _bias_init(math.prod(shape[:3]))
             bias = self.param("bias", named(init, (self.bias_axis,)), (self.features,))
-        kernel = given(kernel, mass)
+        kernel = kernel if factor is None else kernel * factor
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         pad = self.kernel_size // 2 if self.padding is None else self.padding
         y = convolve(x, kernel, self.stride, pad)
@@ -79,11 +79,15 @@ class DepthwiseConv(nn.Module):
     dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, mass: jax.Array | None = None) -> jax.Array:
-        """Map ``(batch, height, width, channels)`` to ``(batch, height', width', channels)``."""
+    def __call__(self, x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """Map ``(batch, height, width, channels)`` to ``(batch, height', width', channels)``.
+
+        ``factor`` multiplies the kernel.
+        """
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", named(uniform(), self.axes), shape)
-        x, kernel = nn.dtypes.promote_dtype(x, given(kernel, mass), dtype=self.dtype)
+        kernel = kernel if factor is None else kernel * factor
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         return depthwise_conv(x, kernel, self.stride, self.dilation)
 
 
@@ -116,16 +120,6 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Arra
     if smallest >= side:
         return plain(x, kernel)
     return jax.lax.platform_dependent(x, kernel, cpu=windows, default=plain)
-
-
-def given(kernel: jax.Array, mass: jax.Array | None) -> jax.Array:
-    """``kernel`` divided by ``mass``, so that an expectation becomes a conditional one.
-
-    Where the mass is zero the operation is not there and neither value nor gradient counts.
-    """
-    if mass is None:
-        return kernel
-    return kernel / jnp.where(mass > 0, mass, 1.0)
 
 
 def _bias_init(inputs: int) -> Any:

@@ -139,8 +139,7 @@ class Operation(nn.Module):
         if self.has_variable("active", "mass"):
             mass = jnp.asarray(self.get_variable("active", "mass"))
         inside = self.candidate.entangled and self.group_mass == "inside"
-        inner = mass if self.candidate.entangled and not inside else None
-        y = getattr(self, f"_{self.candidate.kind}")(x, train, inner)
+        y = getattr(self, f"_{self.candidate.kind}")(x, train, mass if inside else None)
         return y if mass is None or inside else y * mass.astype(y.dtype)
 
     def _axes(self) -> Names:
@@ -154,19 +153,19 @@ class Operation(nn.Module):
         side = self.candidate.kernel_size
         return DepthwiseConv(side, self._axes(), stride, dilation, name=name)
 
-    def _sep_conv(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
+    def _sep_conv(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
         for i, stride in ((1, self.stride), (2, 1)):
-            x = self._depthwise(f"depthwise_{i}", stride)(nn.relu(x), mass)
+            x = self._depthwise(f"depthwise_{i}", stride)(nn.relu(x), factor)
             features = x.shape[-1] if i == 1 else self.features
             x = Conv(features, 1, name=f"pointwise_{i}")(x)
             x = self._norm(f"norm_{i}")(x, train)
         return x
 
-    def _dil_conv(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
-        x = self._depthwise("depthwise", self.stride, dilation=2)(nn.relu(x), mass)
+    def _dil_conv(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
+        x = self._depthwise("depthwise", self.stride, dilation=2)(nn.relu(x), factor)
         return self._norm("norm")(Conv(self.features, 1, name="pointwise")(x), train)
 
-    def _nor_conv(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
+    def _nor_conv(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
         conv = Conv(
             self.features,
             self.candidate.kernel_size,
@@ -175,12 +174,12 @@ class Operation(nn.Module):
             stride=self.stride,
             name="conv",
         )
-        return self._norm("norm")(conv(nn.relu(x), mass), train)
+        return self._norm("norm")(conv(nn.relu(x), factor), train)
 
-    def _max_pool(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
+    def _max_pool(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
         return self._pool(nn.max_pool, x, train)
 
-    def _avg_pool(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
+    def _avg_pool(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
         return self._pool(functools.partial(nn.avg_pool, count_include_pad=False), x, train)
 
     def _pool(self, pool: Callable[..., jax.Array], x: jax.Array, train: bool) -> jax.Array:
@@ -188,7 +187,7 @@ class Operation(nn.Module):
         y = pool(x, (side, side), (self.stride,) * 2, ((pad, pad),) * 2)
         return self._norm("norm", affine=False)(y, train) if self.pool_norm else y
 
-    def _skip_connect(self, x: jax.Array, train: bool, mass: jax.Array | None) -> jax.Array:
+    def _skip_connect(self, x: jax.Array, train: bool, factor: jax.Array | None) -> jax.Array:
         if self.stride == 1:
             return x
         return FactorizedReduce(self.features, self.affine, name="reduce")(x, train)

@@ -89,15 +89,15 @@ def mixtures():
     return {n: jax.nn.softmax(jax.random.normal(next(keys), s)) for n, s in shapes.items()}
 
 
-def test_superposition_is_the_mean_of_masks_and_masses_are_probabilities():
+def test_superposition_is_the_mean_of_masks_given_the_operation_and_masses_are_probabilities():
     variables = SUPERNET.init(jax.random.key(0))
     mixture = mixtures()
     mixed = SUPERNET.superpose({"params": variables["params"]}, mixture)
     for edge in range(2):
         p = dict(zip(OPTIONS, mixture["operation"][edge], strict=True))
         mask = np.zeros((5, 5))
-        mask[1:4, 1:4] += p["conv_3"]
-        mask += p["conv_5"]
+        mask[1:4, 1:4] += p["conv_3"] / (p["conv_3"] + p["conv_5"])
+        mask += p["conv_5"] / (p["conv_3"] + p["conv_5"])
         own = variables["params"][f"edges_{edge}"]
         given = mixed["params"][f"edges_{edge}"]
         np.testing.assert_allclose(given["conv"]["kernel"], own["conv"]["kernel"] * mask, rtol=1e-6)
@@ -110,6 +110,38 @@ def test_superposition_is_the_mean_of_masks_and_masses_are_probabilities():
         mask[index, :width] += mixture["width"][index]
     expected = variables["params"]["token"] * mask
     np.testing.assert_allclose(mixed["params"]["token"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mass", [1e-3, 1e-11, 1e-20, 1e-38, 0.0])
+def test_an_operation_of_little_mass_has_finite_gradients(mass):
+    """What it does given that it is there, weighed by its mass: no overflow in between."""
+    variables = {"params": SUPERNET.init(jax.random.key(0))["params"]}
+    row = jnp.array([0.25 * mass, 0.75 * mass, 0.5, 0.5 - mass])
+    mixture = {**mixtures(), "operation": jnp.stack([row, row])}
+
+    def kernel(mixture):
+        mixed = SUPERNET.superpose(variables, mixture)
+        edge = {c: mixed[c]["edges_0"]["conv"] for c in ("params", "active")}
+        kernel = edge["params"]["kernel"]
+        normed = kernel / jnp.sqrt(jnp.mean(jnp.square(kernel)) + 1e-5)  # as a normalisation would
+        return jnp.sum(edge["active"]["mass"] * normed), kernel
+
+    (value, mixed), gradient = jax.value_and_grad(kernel, has_aux=True)(mixture)
+    own = variables["params"]["edges_0"]["conv"]["kernel"]
+    # Below what float32 can divide by, both options count alike.
+    inner, outer = (0.25, 0.75) if mass > 1e-12 else (0.5, 0.5)
+    mask = np.full((5, 5), outer)
+    mask[1:4, 1:4] += inner
+    np.testing.assert_allclose(mixed, own * mask, rtol=1e-5)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradient.values())
+    worth = (
+        float(value / mass)
+        if mass > 1e-30
+        else float(jnp.sum(mixed / jnp.sqrt(jnp.mean(jnp.square(mixed)) + 1e-5)))
+    )
+    # Along its own direction the mass gains what the operation is worth.
+    along = 0.25 * gradient["operation"][0, 0] + 0.75 * gradient["operation"][0, 1]
+    np.testing.assert_allclose(along, worth, rtol=1e-3)
 
 
 def test_every_architecture_is_exact_and_counted():
@@ -156,3 +188,13 @@ def test_a_rule_of_decoding_holds_wherever_architectures_are_made():
         assert nasjax.validate(space, arch) == arch
         assert nasjax.argmax(space, nasjax.one_hot(space, arch)) == arch
     assert len({str(a) for a in drawn}) == space.size == 12
+
+
+def test_an_operation_that_two_choices_decide_is_refused():
+    with pytest.raises(SpaceError, match="exactly one choice says whether it is there"):
+        SearchSpace(
+            "two",
+            choices=(Choice("a", (0, 1)), Choice("b", (0, 1))),
+            axes={"conv": lambda a, b: a * b},
+            operations=("conv",),
+        )

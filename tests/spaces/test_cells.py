@@ -137,6 +137,8 @@ def test_a_group_of_no_mass_drops_out_of_value_and_gradient():
         return jnp.sum(apply(variables, weights, True) ** 2)
 
     gradients = jax.grad(loss, (0, 1))(variables, nasjax.one_hot(net.space, arch))
+    # What the other group would be worth is told all the same: GDAS lives on it.
+    assert np.all(np.asarray(gradients[1]["normal"]) != 0)
     assert all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(gradients))
     chosen = "sep_conv" if arch["normal"][0].startswith("sep") else "dil_conv"
     other = ({"sep_conv", "dil_conv"} - {chosen}).pop()
