@@ -5,15 +5,16 @@
         --config.data.name=npz:cifar10.npz
     python launch/train.py --config configs/darts.py --workdir DIR2 --arch DARTS_V2
 
-``full`` is TangleNAS's setting for DrNAS, 50 epochs at 16 channels and 8 cells; for GDAS and SPOS
-add ``--config.search.recipe.epochs=250 --config.search.recipe.batch_size=256``. ``small`` searches
+``full`` is TangleNAS's setting for DrNAS, 50 epochs at 16 channels and 8 cells. The others end at
+``--config.search.recipe.optimizer.final_rate=0.001``, and GDAS and SPOS have
+``--config.search.recipe.epochs=250 --config.search.recipe.batch_size=256``. ``small`` searches
 4 cells of 4 channels on 2,000 images and trains nothing afterwards. The plain-weight-sharing
 baseline is ``--config.space.sharing=plain``, TangleNAS's own form of entanglement
 ``--config.space.group_mass=inside``.
 
 PC-DARTS: ``--config.space.partial_channels=4 --config.search.relaxation.name=darts
---config.search.edge_weights=True --config.search.alphas_from_epoch=15``. ``progressive`` is DrNAS's
-own search of 36 channels and 20 cells, in two stages (docs/relaxations.md).
+--config.search.edge_weights=True --config.search.alphas_from_epoch=15``. ``progressive``
+searches 36 channels and 20 cells in DrNAS's two stages (docs/relaxations.md).
 
 Retraining is DARTS's protocol: 36 channels, 20 cells, 600 epochs, SGD 0.025 to 0, decay 3e-4,
 batch 96, cutout of 16 pixels, dropped paths up to 0.2, an auxiliary head of weight 0.4.
@@ -62,5 +63,6 @@ def get_config(size: str = "full") -> ConfigDict:
         )
     if small:
         config["space"] |= {"cells": 4, "channels": 4}
+        search["alphas"]["learning_rate"] = 3e-3
         recipes.without_training(config, train_examples=2000)
     return ConfigDict(config)

@@ -6,7 +6,8 @@
 
 ``FOLDER`` holds Fashion-MNIST's four idx files (docs/data.md); the table is optional
 (docs/oracle.md). ``full`` is the paper's setting for DrNAS, 100 epochs; the others' epochs are
-DARTS 50, GDAS and SPOS 250. ``small`` searches on 10,000 images and trains nothing afterwards. The
+DARTS 50, GDAS and SPOS 250, and SPOS ends at a rate of 0.01. ``small`` searches at 16 channels for
+4 epochs of 15,000 images, the alphas from the second on, and trains nothing afterwards. The
 plain-weight-sharing baseline is ``--config.space.sharing=plain``, TangleNAS's own form of
 entanglement ``--config.space.group_mass=inside``.
 

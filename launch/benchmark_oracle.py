@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,8 @@ import numpy as np
 from nasjax import relax, report, spaces
 from nasjax.train.losses import cross_entropy
 
-LAUNCH = pathlib.Path(__file__).parent
+LAUNCH = pathlib.Path(__file__).parent.absolute()
+STOPPED = 130  # status of a search that saved and left
 SIZES: dict[str, dict[str, Any]] = {
     "nas_bench_201": {"channels": 16, "cells": 5},
     "darts": {"channels": 16, "cells": 8},
@@ -29,14 +32,16 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def oracle(options: argparse.Namespace) -> dict[str, Any]:
     """Searches of every method and kind of sharing, judged by a table of true accuracies."""
-    rows, curves = [], {}
+    if options.seeds < 1:
+        sys.exit(f"error: --seeds is {options.seeds}; a number of seeds from 1 was expected.")
+    rows, curves, judged = [], {}, {}
     for method in options.method:
         for sharing in options.sharing:
             runs = [_searched(options, method, sharing, seed) for seed in range(options.seeds)]
             name = f"{method}/{sharing}"
             rows.append({"method": name, **_summary(runs)})
             curves[name] = [run["curve"] for run in runs]
-    judged = runs[0]["oracle"]
+            judged = runs[0]["oracle"]
     folder = pathlib.Path(options.workdir)
     lines = [
         (
@@ -66,44 +71,70 @@ def oracle(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+FORMS = {
+    "entangled": ["space.sharing=entangled"],
+    "inside": ["space.sharing=entangled", "space.group_mass=inside"],
+    "plain": ["space.sharing=plain"],
+}
+
+
 def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int) -> dict[str, Any]:
     """What one search found; run in a process of its own, which resumes by itself."""
     workdir = pathlib.Path(options.workdir) / f"{method}_{sharing}_{seed}"
     measured = workdir / "measured.json"
+    values = [
+        f"seed={seed}",
+        f"search.relaxation.name={method}",
+        *FORMS[sharing],
+        f"data.name={options.data}",
+        f"oracle.path={options.table}",
+        "compare.samples=0",
+        "compare.finetune=False",
+        "compare.retrain=False",
+        *options.set,
+    ]
+    config = LAUNCH.parent / "configs" / f"{options.space}.py"
+    arguments = [f"--config={config}:{options.size}"]
+    arguments += [f"--config.{value}" for value in values]
     if not measured.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        config = LAUNCH.parent / "configs" / f"{options.space}.py"
-        command = [
-            sys.executable,
-            str(LAUNCH / "search.py"),
-            f"--config={config}:{options.size}",
-            f"--workdir={workdir}",
-            f"--config.seed={seed}",
-            f"--config.search.relaxation.name={method}",
-            f"--config.space.sharing={sharing}",
-            f"--config.data.name={options.data}",
-            f"--config.oracle.path={options.table}",
-            "--config.compare.samples=0",
-            "--config.compare.finetune=False",
-            "--config.compare.retrain=False",
-            *options.set,
-        ]
+        command = [sys.executable, str(LAUNCH / "search.py"), *arguments, f"--workdir={workdir}"]
         began = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
+        status, resident = _run(command)
+        if status == STOPPED:
+            sys.exit(f"Stopped in {workdir}; run the same command again to continue.")
         if status:
             sys.exit(f"error: the search of {workdir} failed; its message is above.")
-        measured.write_text(
-            json.dumps(
-                {
-                    "seconds": time.perf_counter() - began,
-                    "peak_memory_bytes": usage.ru_maxrss * 1024,
-                }
-            )
-        )
+        found = {
+            "arguments": arguments,
+            "seconds": time.perf_counter() - began,
+            "peak_host_bytes": resident,
+        }
+        measured.write_text(json.dumps(found))
     result = json.loads((workdir / "result.json").read_text())
+    found = json.loads(measured.read_text())
+    if found["arguments"] != arguments:
+        pairs = itertools.zip_longest(found["arguments"], arguments)
+        was, now = next(pair for pair in pairs if pair[0] != pair[1])
+        sys.exit(f"error: {workdir} holds another search ({was}, not {now}); give a new --workdir.")
     curve = report.anytime(report.Run.load(workdir))
-    return {**json.loads(measured.read_text()), "oracle": result["oracle"], "curve": curve}
+    memory = result.get("peak_device_bytes") or found["peak_host_bytes"]
+    return {**found, "peak_memory_bytes": memory, "oracle": result["oracle"], "curve": curve}
+
+
+def _run(command: Sequence[str]) -> tuple[int, int]:
+    """Exit status and peak resident bytes of a process, to which signals are passed on."""
+    # In a session of its own, or Ctrl-C would reach it twice, and end it at once.
+    process = subprocess.Popen(command, start_new_session=True)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(n, lambda number, _: process.send_signal(number)) for n in signals]
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit
 
 
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -192,10 +223,15 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--data", required=True, help="dataset, e.g. idx:FOLDER")
     command.add_argument("--size", default="small", help="variant of the configuration")
     command.add_argument("--method", nargs="+", default=["drnas"])
-    command.add_argument("--sharing", nargs="+", default=["entangled", "plain"])
+    command.add_argument(
+        "--sharing", nargs="+", default=["entangled", "plain"], choices=FORMS,
+        help="inside: entangled in TangleNAS's own form",
+    )  # fmt: skip
     command.add_argument("--seeds", type=int, default=5)
     command.add_argument("--workdir", default="runs/oracle")
-    command.add_argument("--set", nargs="*", default=[], help="more --config.NAME=VALUE overrides")
+    command.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of the configuration"
+    )
     command.set_defaults(run=oracle)
     command = commands.add_parser("sharing", help=sharing.__doc__)
     command.add_argument("--space", default="nas_bench_201", choices=sorted(SIZES))

@@ -23,7 +23,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration of the run.", lock_config=True
 )
 WEIGHTS = flags.DEFINE_string("weights", None, "A search's --workdir, or a file of weights.")
-ARCH = flags.DEFINE_string("arch", None, "An arch.json, a published name, largest or smallest.")
+ARCH = flags.DEFINE_string(
+    "arch", None, "An arch.json, a published name, a genotype, largest or smallest."
+)
 
 
 def main(argv: list[str]) -> None:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 import nasjax
 from nasjax import data, relax, relax_extras, spaces
+from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.search import Oracle, TableKey
@@ -133,13 +134,19 @@ def stages(config: Mapping[str, Any]) -> tuple[Stage, ...]:
     """The stages of a search: those of ``config.search.stages``, or a single one.
 
     Raises:
-      NasjaxError: if the last stage's network is not the one of ``config.space``.
+      NasjaxError: if a stage is badly described, or the last one's network is not that of
+        ``config.space``.
     """
     settings, width = config["search"], config["space"].get("partial_channels", 1)
-    found = [build(Stage, stage, "search.stages") for stage in settings.get("stages") or ()]
+    first = settings.get("alphas_from_epoch", 0.0)
+    found = [_stage(stage) for stage in settings.get("stages") or ()]
     if not found:
-        epochs, first = settings["recipe"]["epochs"], settings.get("alphas_from_epoch", 0.0)
-        return (Stage(epochs, width, alphas_from_epoch=first),)
+        return (Stage(settings["recipe"]["epochs"], width, alphas_from_epoch=first),)
+    if first:
+        raise NasjaxError(
+            f"config.search.alphas_from_epoch is {first}, but there are config.search.stages; give "
+            "each stage its own."
+        )
     if found[-1].partial_channels != width:
         raise NasjaxError(
             f"the last of config.search.stages has partial_channels="
@@ -149,6 +156,14 @@ def stages(config: Mapping[str, Any]) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def _stage(values: Any) -> Stage:
+    if not isinstance(values, Mapping) or "epochs" not in values:
+        raise NasjaxError(
+            f"{values!r} is no stage of config.search.stages; a mapping with epochs was expected."
+        )
+    return build(Stage, values, "search.stages")
+
+
 def open_oracle(experiment: Experiment) -> Oracle | None:
     """The table that ``config.oracle`` names; None where it names none.
 
@@ -156,6 +171,10 @@ def open_oracle(experiment: Experiment) -> Oracle | None:
       NasjaxError: if the table does not fit the space.
     """
     values = dict(experiment.config.get("oracle") or {})
+    for name in values:
+        if name not in ("path", "accuracy"):
+            known = did_you_mean(name, ["path", "accuracy"])
+            raise NasjaxError(f"config.oracle has no key {name!r}; {known}")
     if not values.get("path"):
         return None
     space, columns = experiment.supernet.space, experiment.supernet.columns
@@ -164,7 +183,10 @@ def open_oracle(experiment: Experiment) -> Oracle | None:
             f"no table is known of space {space.name!r}; leave config.oracle.path empty."
         )
     key = TableKey(tuple(columns), lambda arch: {n: of(arch) for n, of in columns.items()})
-    return Oracle.read(key=key, size=space.size, **values)
+    oracle = Oracle.read(str(values.pop("path")), key, size=space.size, **values)
+    for arch in architecture.every(space):  # a row of something else would be missed too late
+        oracle.accuracy(arch)
+    return oracle
 
 
 RULES: Mapping[str, sharding.Rules] = {

@@ -9,6 +9,7 @@ weights are drawn anew, or are those that ``--weights`` names.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -31,9 +32,9 @@ from experiment import (
 from ml_collections import config_flags
 
 import nasjax
-from nasjax import relax, report
+from nasjax import data, relax, report
 from nasjax.core import architecture
-from nasjax.search import Oracle
+from nasjax.search import Oracle, random_search
 from nasjax.train import phases
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
@@ -74,7 +75,9 @@ def main(argv: list[str]) -> None:
 def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str, Any]]:
     """The weights of the searched super-network and the architecture found, also in arch.json."""
     settings = run.config["search"]
-    weights = None if WEIGHTS.value is None else read_weights(run.supernet, WEIGHTS.value)
+    plan, weights = stages(run.config), None
+    if WEIGHTS.value is not None:
+        weights = read_weights(run.widened(plan[0].partial_channels), WEIGHTS.value)
     state, method, _ = progressive_search(
         run.session,
         run.widened,
@@ -82,7 +85,7 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         run.dataset,
         run.recipe("search"),
         alphas_optimizer(settings.get("alphas", {})),
-        stages(run.config),
+        plan,
         masks=left_out(run.supernet, settings),
         modify=edge_weights(run.supernet, settings),
         weights=weights,
@@ -91,12 +94,31 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         second_order=settings.get("second_order", False),
         judge=None if oracle is None else oracle.score,
     )
-    arch = relax.decode(run.supernet.space, method, state.alphas)
+    if method.decides:
+        arch = relax.decode(run.supernet.space, method, state.alphas)
+    else:
+        arch = best_of_random(run, states.evaluated(state), settings.get("candidates", 100))
     costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}
     name = run.supernet.space.name
     text = {} if run.supernet.to_text is None else {"genotype": run.supernet.to_text(arch)}
     run.session.write_json("arch.json", {"space": name, "architecture": arch, **text, **costs})
     return states.evaluated(state), arch
+
+
+def best_of_random(run: Experiment, weights: Any, candidates: int) -> dict[str, Any]:
+    """The best random sub-network on the alphas' images, which trained nothing (SPOS)."""
+    fraction = run.config["search"].get("weights_fraction", 0.5)
+    split = data.bilevel_split(run.dataset.train, fraction, seed=run.session.seed)
+    unseen = dataclasses.replace(run.dataset, test=split.alphas)
+    size = run.recipe("search").augmentation.size
+    evaluator = Evaluator(run.session, unseen, run.config["compare"]["batch_size"], size)
+    arch, _ = random_search(
+        run.supernet.space,
+        stream(run.session.key("search"), "candidates"),
+        candidates,
+        lambda arch: evaluator.architecture(run.supernet, weights, arch),
+    )
+    return arch
 
 
 def compare(
@@ -208,6 +230,9 @@ def _write_result(
             "samples": samples,
             **({"oracle": oracle} if oracle else {}),
             "test_examples": len(run.dataset.test),
+            "peak_device_bytes": (jax.local_devices()[0].memory_stats() or {}).get(
+                "peak_bytes_in_use"
+            ),
             "versions": {"nasjax": nasjax.__version__, "jax": jax.__version__},
             "device": jax.devices()[0].device_kind,
         },

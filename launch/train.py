@@ -27,7 +27,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration of the run.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes.")
-ARCH = flags.DEFINE_string("arch", None, "An arch.json, a published name, largest or smallest.")
+ARCH = flags.DEFINE_string(
+    "arch", None, "An arch.json, a published name, a genotype, largest or smallest."
+)
 INIT = flags.DEFINE_enum("init", "scratch", ["scratch", "inherit"], "Where weights start.")
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "For --init inherit: a search's --workdir, or a file of weights."

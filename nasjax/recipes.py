@@ -72,6 +72,7 @@ def vit_search(
         "relaxation": {"name": relaxation, "temperature": (10.0, 0.1), "anchor": 0.0},
         "weights_fraction": weights_fraction,
         "second_order": False,
+        "candidates": 100,
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 6e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": vit_recipe(augmentation, epochs=500, warmup_epochs=20, batch_size=1024),
@@ -155,6 +156,7 @@ def cell_search(
         "edge_weights": False,
         "leave_out": (),
         "stages": (),
+        "candidates": 100,
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 3e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": {

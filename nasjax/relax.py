@@ -67,6 +67,8 @@ class Relaxation:
       penalty: ``alphas -> scalar`` added to the loss of the architecture step.
       hard: whether every mixture is one-hot: the super-network is then a sampled sub-network.
       learns: whether alphas receive a gradient.
+      decides: whether its mean speaks for an architecture; otherwise the trained super-network has
+        to be searched.
       init: ``(space, key) -> alphas`` before the first step.
       masks: by choice, 1 for the options that may be decoded and 0 for the others; all may in a
         choice that is not named.
@@ -78,6 +80,7 @@ class Relaxation:
     penalty: Callable[[Alphas], jax.Array] = _no_penalty
     hard: bool = False
     learns: bool = True
+    decides: bool = True
     init: Callable[[SearchSpace, jax.Array], dict[str, jax.Array]] = init_alphas
     masks: Mapping[str, np.ndarray] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -221,7 +224,7 @@ def spos() -> Relaxation:
         return jax.nn.one_hot(chosen, alpha.shape[-1])
 
     mean = _rows(lambda alpha: jnp.full(alpha.shape, 1.0 / alpha.shape[-1]))
-    return Relaxation("spos", _drawn(draw), mean, hard=True, learns=False)
+    return Relaxation("spos", _drawn(draw), mean, hard=True, learns=False, decides=False)
 
 
 def fixed(space: SearchSpace, arch: Arch) -> Relaxation:
@@ -287,7 +290,16 @@ def relaxation(name: str, **settings: Any) -> Relaxation:
 
 
 def decode(space: SearchSpace, method: Relaxation, alphas: Mixture) -> dict[str, Any]:
-    """The architecture that ``alphas`` have settled on: the likeliest option of every choice."""
+    """The architecture that ``alphas`` have settled on: the likeliest option of every choice.
+
+    Raises:
+      NasjaxError: if ``method`` settles on none.
+    """
+    if not method.decides:
+        raise NasjaxError(
+            f"relaxation {method.name!r} settles on no architecture; search the super-network that "
+            "it has trained, e.g. with nasjax.search.random_search."
+        )
     scores = method.mean(alphas)
     left_out = {n: jnp.where(mask > 0, scores[n], -jnp.inf) for n, mask in method.masks.items()}
     return mixtures.argmax(space, {**scores, **left_out})

@@ -7,6 +7,7 @@ made per layer holds a list with one value for each layer that exists, no more.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -235,6 +236,22 @@ def _genes(space: SearchSpace) -> Iterator[tuple[str, int | None]]:
         else:
             for layer in range(space.axis_size(choice.per)):
                 yield choice.name, layer
+
+
+def every(space: SearchSpace) -> Iterator[dict[str, Any]]:
+    """All architectures of a space without depth choices, in lexicographic order of options.
+
+    Raises:
+      ArchitectureError: if the depth of a stack is chosen, or a decoding rule leaves some out.
+    """
+    if space.decoding is not None or any(space.depends(stack) for stack in space.stacks):
+        raise ArchitectureError(
+            f"the architectures of space {space.name!r} cannot be listed: not every combination of "
+            "options is one of its own."
+        )
+    counts = [len(space.choice(name).options) for name, _ in genes(space)]
+    for vector in itertools.product(*map(range, counts)):
+        yield decode(space, np.array(vector, np.int32))
 
 
 def encode(space: SearchSpace, arch: Arch) -> np.ndarray:

@@ -9,14 +9,19 @@ follows, mixing outputs is mixing kernels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nasjax.models.convolution import Conv, convolve
 from nasjax.models.layers import dense, named, uniform
 
 LARGEST = 7  # the side of the last convolution's kernel, which is not searched
+
+Owners = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 class OwnedConv(nn.Module):
@@ -26,15 +31,15 @@ class OwnedConv(nn.Module):
       features: output channels.
       kernel_size: side of the largest kernel.
       layer: index from 1, in the names of the axes.
-      owners: options of the inputs, of the outputs and of the kernel size (1 each in a network of
-        its own).
+      owners: options of the inputs, of the outputs and of the kernel size, one each in a network
+        of its own. Every combination's kernel is drawn for its own number of inputs.
       gain: of the initial kernels, see :class:`ConvMacroNetwork`.
     """
 
     features: int
     kernel_size: int
     layer: int
-    owners: tuple[int, int, int]
+    owners: Owners
     gain: float = 1.0
 
     @nn.compact
@@ -42,31 +47,31 @@ class OwnedConv(nn.Module):
         """Map ``(batch, height, width, inputs)`` to ``(batch, height, width, features)``."""
         before, after = f"channels_{self.layer - 1}", f"channels_{self.layer}"
         kernel = f"kernel_{self.layer}"
-        owners = (f"own_{before}", f"own_{after}", f"own_{kernel}")
+        axes = (f"own_{before}", f"own_{after}", f"own_{kernel}")
         side = (self.kernel_size,) * 2
-
-        # As one of its kernels would be drawn, whatever the number of owners.
-        init = nn.initializers.variance_scaling(
-            self.gain**2 / 3,
-            "fan_in",
-            "uniform",
-            in_axis=(3, 4, 5),
-            out_axis=6,
-            batch_axis=(0, 1, 2),
-        )
-        kernels = self.param(
+        count = tuple(map(len, self.owners))
+        inputs, _, kernels = self.owners
+        fans = np.multiply.outer(inputs, np.ones(count[1])[:, None] * np.square(kernels))
+        bounds = 1.0 / np.sqrt(fans)  # of each owner, by inputs, outputs and kernel size
+        drawn = self.param(
             "kernel",
-            named(init, (*owners, kernel, kernel, before, after)),
-            (*self.owners, *side, x.shape[-1], self.features),
-            jnp.float32,
+            named(_within(self.gain * bounds), (*axes, kernel, kernel, before, after)),
+            (*count, *side, x.shape[-1], self.features),
         )
-        biases = self.param(
-            "bias",
-            named(nn.initializers.zeros_init(), (*owners, after)),
-            (*self.owners, self.features),
-        )
-        y = convolve(x, jnp.sum(kernels, (0, 1, 2)), 1, self.kernel_size // 2)
+        biases = self.param("bias", named(_within(bounds), (*axes, after)), (*count, self.features))
+        y = convolve(x, jnp.sum(drawn, (0, 1, 2)), 1, self.kernel_size // 2)
         return y + jnp.sum(biases, (0, 1, 2))
+
+
+def _within(bounds: np.ndarray) -> Any:
+    """Uniform with a bound for each index of the leading axes."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        drawn = jax.random.uniform(key, shape, dtype, -1.0, 1.0)
+        each = bounds.reshape(bounds.shape + (1,) * (len(shape) - bounds.ndim))
+        return drawn * jnp.asarray(each, dtype)
+
+    return init
 
 
 class ConvMacroNetwork(nn.Module):
@@ -86,7 +91,7 @@ class ConvMacroNetwork(nn.Module):
     kernels: tuple[int, ...]
     num_classes: int = 10
     dropout: float = 0.5
-    owners: tuple[tuple[int, int, int], ...] | None = None
+    owners: tuple[Owners, ...] | None = None
     gain: float = 1.0
 
     @nn.compact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ _ABSENT = {
     "result.json": "result.json is not there yet: the networks have not been measured.",
     "config.json": "config.json is not there: the settings of this run are unknown.",
 }
+
+_STAGE = re.compile(r"search_\d+")  # of a search in stages, but the last
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,26 @@ class Run:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """Names of the phases logged so far, in order of first appearance."""
-        return tuple(dict.fromkeys(str(line.get("phase", "")) for line in self.metrics))
+        """Names of the phases logged so far, in order of first appearance; stages are one."""
+        names = dict.fromkeys(str(line.get("phase", "")) for line in self.metrics)
+        return tuple(dict.fromkeys("search" if _STAGE.fullmatch(name) else name for name in names))
 
     def lines(self, phase: str) -> list[dict[str, Any]]:
         """Lines of one phase with strictly increasing ``step``, one per step.
 
+        A search in stages (``search_1``, ..., ``search``) is one phase, its steps counted through.
         A run resumed from a checkpoint logs some steps twice; the later lines replace the earlier
         ones. Lines of the same step (training values, then test accuracy) are merged.
         """
+        names = dict.fromkeys(str(line.get("phase", "")) for line in self.metrics)
+        stages = [n for n in names if phase == "search" and _STAGE.fullmatch(n)]
+        joined: list[dict[str, Any]] = []
+        for name in (*stages, phase):
+            before = joined[-1]["step"] if joined else 0
+            joined += [{**line, "step": before + line["step"]} for line in self._own_lines(name)]
+        return joined
+
+    def _own_lines(self, phase: str) -> list[dict[str, Any]]:
         kept: list[dict[str, Any]] = []
         for line in self.metrics:
             if line.get("phase") != phase or not is_number(line.get("step")):

@@ -6,6 +6,7 @@ all edges and, as ``none`` is never decoded, a network always keeps two edges in
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
-from nasjax.core.errors import ArchitectureError
+from nasjax.core.errors import ArchitectureError, SpaceError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.models.cells import DartsNetwork, incoming
 from nasjax.models.operations import NONE, Candidate, candidates
@@ -74,7 +75,7 @@ def darts(
       image_size: side of the images in pixels, a multiple of 4.
       num_classes: number of classes.
       channels: of a node in the first cells.
-      cells: number of cells.
+      cells: number of cells, 3 at least.
       retrained: fields of the network that is trained from scratch [36 channels, 20 cells, an
         auxiliary head on images of 32 pixels, paths dropped at a rate of 0.2].
       partial_channels: only this fraction of the channels, one in so many, passes through the
@@ -84,9 +85,12 @@ def darts(
         :mod:`nasjax.models.operations`.
 
     Raises:
-      SpaceError: if an option is unknown, or the channels cannot be divided so.
+      SpaceError: if an option is unknown, or the images, channels or cells do not fit.
     """
+    genotype.check_images(image_size)
     genotype.check_partial(partial_channels, channels)
+    if cells < 3:
+        raise SpaceError(f"cells is {cells}; 3 at least were expected, of which two reduce.")
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
     space = genotype.cell_space(
         "darts",
@@ -100,6 +104,10 @@ def darts(
     auxiliary = image_size == 32
     full = {"channels": 36, "cells": 20, "auxiliary": auxiliary, "drop_path": 0.2}
     full |= {"num_classes": num_classes, **(retrained or {})}
+    known = [field.name for field in dataclasses.fields(DartsNetwork)]
+    for name in full:
+        if name not in known:
+            raise SpaceError(f"retrained has no field {name!r}; {did_you_mean(name, known)}")
     small = {"channels": channels, "cells": cells, "num_classes": num_classes}
     searched = {"pool_norm": True}
 

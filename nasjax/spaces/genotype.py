@@ -61,12 +61,26 @@ def cell_space(
     )
 
 
+def check_images(image_size: int, smallest: int = 4) -> None:
+    """Raise where images cannot be halved twice.
+
+    Raises:
+      SpaceError: then, and if they are smaller than ``smallest``.
+    """
+    if image_size < smallest or image_size % 4:
+        raise SpaceError(
+            f"image_size is {image_size}; a multiple of 4 from {smallest} was expected."
+        )
+
+
 def check_partial(partial_channels: int, channels: int) -> None:
     """Raise where ``channels`` are not a multiple of ``partial_channels``.
 
     Raises:
-      SpaceError: then, and if the number is less than 1.
+      SpaceError: then, and if either number is less than 1.
     """
+    if channels < 1:
+        raise SpaceError(f"channels is {channels}; 1 at least was expected.")
     if partial_channels < 1 or channels % partial_channels:
         raise SpaceError(
             f"partial_channels is {partial_channels}; a divisor of the {channels} channels was "
@@ -128,10 +142,12 @@ def read_genotype(text: str) -> dict[str, Pairs]:
     """
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        assert isinstance(call, ast.Call)
+        assert isinstance(call, ast.Call) and ast.unparse(call.func) == "Genotype"
         given = {k.arg: k.value for k in call.keywords}
         cells = {name: ast.literal_eval(given[name]) for name in ("normal", "reduce")}
-        return {n: [(str(o), int(begin)) for o, begin in pairs] for n, pairs in cells.items()}
+        for operation, begin in (pair for pairs in cells.values() for pair in pairs):
+            assert type(operation) is str and type(begin) is int and begin >= 0
+        return {name: [tuple(pair) for pair in pairs] for name, pairs in cells.items()}
     except (SyntaxError, AssertionError, KeyError, ValueError, TypeError):
         raise ArchitectureError(
             f"{text!r} is no genotype; Genotype(normal=[('sep_conv_3x3', 0), ...], "

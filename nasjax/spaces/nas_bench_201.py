@@ -48,8 +48,9 @@ def nas_bench_201(
         :mod:`nasjax.models.operations`.
 
     Raises:
-      SpaceError: if an option is unknown, or the channels cannot be divided so.
+      SpaceError: if an option is unknown, or the images or channels cannot be divided so.
     """
+    genotype.check_images(image_size)
     genotype.check_partial(partial_channels, channels)
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
     space = genotype.cell_space("nas_bench_201", OPERATIONS, found, {CHOICE: STACK}, len(ENDS))
@@ -95,9 +96,11 @@ def from_string(text: str) -> dict[str, Any]:
     Raises:
       ArchitectureError: if the text is no such string.
     """
-    pairs = [re.findall(r"([^|~]+)~(\d+)", node) for node in text.split("+")]
+    nodes = text.strip().split("+")
+    whole = all(re.fullmatch(r"\|([^|~]+~\d+\|)+", node) for node in nodes)
+    pairs = [re.findall(r"([^|~]+)~(\d+)", node) for node in nodes]
     found = [(end, int(begin)) for end, node in enumerate(pairs, start=1) for _, begin in node]
-    if tuple(found) != ENDS:
+    if not whole or tuple(found) != ENDS:
         raise ArchitectureError(
             f"{text!r} is no architecture of NAS-Bench-201; "
             "|op~0|+|op~0|op~1|+|op~0|op~1|op~2| was expected."

@@ -45,8 +45,9 @@ def toy_cell(
         :mod:`nasjax.models.operations`.
 
     Raises:
-      SpaceError: if an option is unknown.
+      SpaceError: if an option is unknown, or the images are of another size.
     """
+    genotype.check_images(image_size)
     found = candidates(OPERATIONS, genotype.entangles(sharing, group_mass))
     stacks = {kind: f"{kind}_edges" for kind in KINDS}
     space = genotype.cell_space("toy_cell", OPERATIONS, found, stacks, len(BEGINS))

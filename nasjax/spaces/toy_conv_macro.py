@@ -9,11 +9,10 @@ from typing import Any
 
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
-from nasjax.core.errors import SpaceError
 from nasjax.core.space import Axis, Choice, Length, SearchSpace, centred, private
 from nasjax.core.supernet import Supernet
 from nasjax.models.conv_macro import LARGEST, ConvMacroNetwork
-from nasjax.spaces.genotype import entangles
+from nasjax.spaces import genotype
 
 CHANNELS = ((8, 16, 32), (16, 32, 64), (32, 64, 128), (64, 128, 256))
 KERNELS = (3, 5, 7)
@@ -39,11 +38,10 @@ def toy_conv_macro(
         outputs has a kernel of its own.
 
     Raises:
-      SpaceError: if an option is unknown.
+      SpaceError: if an option is unknown, or the images are of another size.
     """
-    if image_size < 12 or image_size % 4:
-        raise SpaceError(f"image_size is {image_size}; a multiple of 4 from 12 was expected.")
-    plain = not entangles(sharing, "outside")
+    genotype.check_images(image_size, 12)
+    plain = not genotype.entangles(sharing, "outside")
     layers = range(1, len(CHANNELS) + 1)
     choices = [Choice(f"channels_{i}", CHANNELS[i - 1]) for i in layers]
     choices += [Choice(f"kernel_{i}", KERNELS) for i in layers]
@@ -52,7 +50,8 @@ def toy_conv_macro(
     if plain:
         axes |= {f"own_{name}": private(name) for name in tuple(axes)}
     space = SearchSpace("toy_conv_macro", choices=tuple(choices), axes=axes)
-    owners = tuple((3 if i > 1 else 1, 3, len(KERNELS)) for i in layers)
+    widths = ((3,), *CHANNELS)  # images have three channels
+    owners = tuple((widths[i - 1], widths[i], KERNELS) for i in layers)
     sizes: dict[str, Any] = {"num_classes": num_classes, "dropout": dropout, "gain": gain}
 
     def build(channels: Any, kernels: Any, owners: Any) -> ConvMacroNetwork:
@@ -61,7 +60,9 @@ def toy_conv_macro(
 
     def network(arch: Arch) -> ConvMacroNetwork:
         channels, kernels = ([arch[f"{n}_{i}"] for i in layers] for n in ("channels", "kernel"))
-        return build(channels, kernels, ((1, 1, 1),) * len(CHANNELS))
+        inputs = (3, *channels)
+        own = tuple(((inputs[i - 1],), (inputs[i],), (kernels[i - 1],)) for i in layers)
+        return build(channels, kernels, own)
 
     def column(name: str, i: int) -> Any:
         return lambda arch: arch[f"{name}_{i}"]

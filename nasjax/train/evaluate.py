@@ -39,7 +39,7 @@ class Evaluator:
         self._dataset = dataset
         self._batch_size = batch_size
         self._size = size
-        self._superposed: dict[int, Any] = {}
+        self._superposed: dict[Supernet, Any] = {}
         self._batches: list[steps.Batch] | None = None
         self._training: jax.Array | None = None
 
@@ -63,7 +63,7 @@ class Evaluator:
         One program serves all architectures: the super-network under a one-hot mixture. Where it
         has batch normalisations their statistics are calibrated on training images.
         """
-        if id(supernet) not in self._superposed:
+        if supernet not in self._superposed:
 
             def apply(weights: Any, mixture: Any, statistics: Any, images: jax.Array) -> Any:
                 variables = supernet.superpose({"params": weights}, mixture)
@@ -74,9 +74,9 @@ class Evaluator:
                 shapes = {**variables, **supernet.empty_statistics}
                 return {STATISTICS: calibrate_batch_stats(supernet.module, shapes, images)}
 
-            self._superposed[id(supernet)] = (self._compile(apply), jax.jit(calibrate))
+            self._superposed[supernet] = (self._compile(apply), jax.jit(calibrate))
         mixture, statistics = mixtures.one_hot(supernet.space, arch), {}
-        evaluate, calibrate = self._superposed[id(supernet)]
+        evaluate, calibrate = self._superposed[supernet]
         if STATISTICS in supernet.shapes:
             statistics = calibrate(weights, mixture, self._calibration())
         return self._accuracy(evaluate, weights, mixture, statistics)

@@ -125,6 +125,9 @@ def search(
 
     Returns:
       The final state and the relaxation.
+
+    Raises:
+      NasjaxError: if the images do not fit, or the alphas would never be trained.
     """
     check_images(supernet, dataset, recipe.augmentation)
     split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
@@ -136,6 +139,11 @@ def search(
     total = recipe.steps(per_epoch)
     method = relax.relaxation(**{**relaxation, "steps": total})
     method = method if modify is None else modify(method)
+    if method.learns and alphas_from_epoch >= recipe.epochs:
+        raise NasjaxError(
+            f"the alphas are trained from epoch {alphas_from_epoch:g} of {recipe.epochs:g} on, "
+            "which is never; begin earlier, or search longer."
+        )
     tx = optim.partitioned(recipe.transformation(per_epoch), alphas.build(total))
     step = functools.partial(
         steps.bilevel_step,
@@ -161,7 +169,7 @@ def search(
     state = place(session, create, supernet.names["params"], key, weights, start)
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
     compiled = compile_step(session, phase, step())
-    if alphas_from_epoch:
+    if alphas_from_epoch and method.learns:
         # Two programs: on a CPU, XLA runs convolutions inside a conditional fifty times slower.
         early = compile_step(session, phase, step(learn=False))
         compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
@@ -366,6 +374,8 @@ def _describe(
         return {"entropy": mixtures.entropy(mixture), **expected, "mixture": mixture}
 
     def describe(state: State) -> dict[str, Any]:
+        if not method.decides:
+            return dict(rate(state))
         found = {**rate(state), **plain(measure(state.alphas))}
         arch = relax.decode(supernet.space, method, state.alphas)
         judged = {} if judge is None else {"oracle": dict(judge(arch))}

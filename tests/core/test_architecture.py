@@ -254,3 +254,25 @@ def test_errors_are_nasjax_errors_and_value_errors() -> None:
 def test_decoding_a_vector_of_the_wrong_length_fails() -> None:
     with pytest.raises(ValueError):
         architecture.decode(VIT, architecture.encode(VIT, ARCH)[:-1])
+
+
+def test_every_architecture_once():
+    space = SearchSpace(
+        "few",
+        choices=(Choice("width", (1, 2)), Choice("kind", ("a", "b", "c"), per="edges")),
+        axes={"edges": 2, "embed": "width", "own": lambda kind: len(kind)},
+    )
+    found = list(architecture.every(space))
+    assert len(found) == space.size == 18
+    assert len({tuple(architecture.encode(space, arch)) for arch in found}) == 18
+    assert found[0] == {"width": 1, "kind": ["a", "a"]}
+
+
+def test_spaces_that_cannot_be_listed_say_so():
+    space = SearchSpace(
+        "deep",
+        choices=(Choice("depth", (1, 2)), Choice("width", (1, 2), per="blocks")),
+        axes={"blocks": "depth", "embed": "width"},
+    )
+    with pytest.raises(ArchitectureError, match="space 'deep' cannot be listed"):
+        next(architecture.every(space))

@@ -104,7 +104,13 @@ def test_stages_that_end_in_another_network_are_refused():
     config["space"]["partial_channels"] = 1
     with pytest.raises(NasjaxError, match="partial_channels=4, but config"):
         experiment.stages(config)
-    config["search"]["stages"] = [{"epoch": 3}]
+    config["search"]["stages"] = [{"partial_channels": 1}]
+    with pytest.raises(NasjaxError, match="a mapping with epochs was expected"):
+        experiment.stages(config)
+    config["search"] |= {"stages": [{"epochs": 3}], "alphas_from_epoch": 1.0}
+    with pytest.raises(NasjaxError, match="give each stage its own"):
+        experiment.stages(config)
+    config["search"] |= {"stages": [{"epochs": 3, "epoch": 3}], "alphas_from_epoch": 0.0}
     with pytest.raises(NasjaxError, match="'epoch'; did you mean 'epochs'"):
         experiment.stages(config)
 

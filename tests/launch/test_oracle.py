@@ -3,12 +3,15 @@
 import csv
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import types
+from typing import ClassVar
 
 import benchmark
+import benchmark_oracle
 import experiment
 import numpy as np
 import pytest
@@ -93,13 +96,20 @@ def change_table(given, path, change):
         (lambda rows: rows[:-1], "4095"),
         (lambda rows: [*rows, rows[5]], "lines 6 and 4098"),
         (lambda rows: [[*rows[0][:5], "x", *rows[0][6:]], *rows[1:]], "r12"),
+        (lambda rows: [*rows[:-1], ["9", *rows[-1][1:]]], "has no row with n01=3"),
     ],
-    ids=["missing", "double", "column"],
+    ids=["missing", "double", "column", "foreign"],
 )
 def test_a_bad_table_is_refused(given, tmp_path, change, message):
     bad = change_table(given, tmp_path / "bad.csv", change)
     run = types.SimpleNamespace(config={"oracle": {"path": str(bad)}}, supernet=toy_cell())
     with pytest.raises(NasjaxError, match=message):
+        experiment.open_oracle(run)
+
+
+def test_an_unknown_key_of_the_oracle_is_named():
+    run = types.SimpleNamespace(config={"oracle": {"acuracy": "x"}}, supernet=toy_cell())
+    with pytest.raises(NasjaxError, match="no key 'acuracy'; did you mean 'accuracy'"):
         experiment.open_oracle(run)
 
 
@@ -110,37 +120,74 @@ def test_a_bad_table_is_one_sentence_and_nothing_is_searched(given, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def searched(folder, accuracy, regrets):
-    """What a search that is over has left in its directory."""
-    folder.mkdir(parents=True)
-    found = {"accuracy": accuracy, "regret": 92.0 - accuracy, "rank": int(93 - accuracy)}
-    judged = {"found": found, "best": 92.0, "random": {"1": 89.0, "10": 91.0}}
-    (folder / "result.json").write_text(json.dumps({"oracle": judged}))
-    lines = [
-        {"phase": "search", "step": i, "oracle": {"regret": r}} for i, r in enumerate(regrets, 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "measured.json").write_text('{"seconds": 3.0, "peak_memory_bytes": 1073741824}')
+def test_sampling_ends_with_the_best_of_some_random_networks(given, tmp_path):
+    """SPOS: a super-network trained by sampling, then searched on images it was not trained on."""
+    shared = options(given, tmp_path)
+    extra = ["--config.search.relaxation.name=spos", "--config.search.candidates=3",
+             "--config.compare.retrain=False", "--config.search.recipe.epochs=1"]  # fmt: skip
+    command = [sys.executable, ROOT / "launch" / "search.py", *shared, *extra]
+    done = subprocess.run(
+        [str(part) for part in command], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines and not any("oracle" in x or "architecture" in x for x in lines)
+    found = json.loads((tmp_path / "arch.json").read_text())["architecture"]
+    assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["architecture"] == found
+    assert "random search" in done.stderr and "Table table" in done.stdout
 
 
-def test_the_benchmark_repeats_no_search_that_is_over(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(subprocess, "Popen", lambda command: pytest.fail(f"it ran {command}"))
-    found = {("entangled", 0): 91.0, ("entangled", 1): 90.0, ("plain", 0): 88.0, ("plain", 1): 89.0}
-    for (sharing, seed), accuracy in found.items():
-        searched(tmp_path / f"drnas_{sharing}_{seed}", accuracy, [3.0, 92.0 - accuracy])
-    monkeypatch.setattr(
-        sys, "argv",
-        ["benchmark.py", "oracle", "--space", "toy_cell", "--table", "-", "--data", "-",
-         "--seeds", "2", "--workdir", str(tmp_path)],
-    )  # fmt: skip
+class Finished:
+    """Stands for the process of a search: leaves in its directory what a search leaves."""
+
+    commands: ClassVar[list[list[str]]] = []
+    found: ClassVar = {("entangled", 0): 91.0, ("entangled", 1): 90.0, ("plain", 0): 88.0}
+
+    def __init__(self, command, **options):
+        del options
+        values = dict(part.removeprefix("--").split("=", 1) for part in command[2:])
+        accuracy = self.found[values["config.space.sharing"], int(values["config.seed"])]
+        folder = pathlib.Path(values["workdir"])
+        judged = {"accuracy": accuracy, "regret": 92.0 - accuracy, "rank": int(93 - accuracy)}
+        oracle = {"found": judged, "best": 92.0, "random": {"1": 89.0, "10": 91.0}}
+        (folder / "result.json").write_text(json.dumps({"oracle": oracle}))
+        line = {"phase": "search", "step": 1, "oracle": {"regret": 92.0 - accuracy}}
+        (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        self.commands.append(command)
+        self.pid = os.posix_spawn("/bin/true", ["true"], {})
+
+
+def run_benchmark(monkeypatch, workdir, *extra):
+    monkeypatch.setattr(benchmark_oracle.subprocess, "Popen", Finished)
+    Finished.commands.clear()
+    arguments = ["oracle", "--space", "toy_cell", "--table", "t.csv", "--data", "idx:d", *extra]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, "--workdir", str(workdir)])
     benchmark.main()
-    printed = capsys.readouterr().out
-    result = json.loads(printed.splitlines()[-1])
-    first, second = result["methods"]
-    assert (first["method"], second["method"]) == ("drnas/entangled", "drnas/plain")
-    assert (first["mean_test_acc"], first["mean_regret"], first["mean_rank"]) == (90.5, 1.5, 2.5)
-    assert second["test_acc"] == [88.0, 89.0] and second["std_test_acc"] == 0.5
+
+
+def test_the_benchmark_compares_and_repeats_no_search_that_is_over(tmp_path, capsys, monkeypatch):
+    one = ("--seeds", "1", "--set", "space.channels=8", "search.recipe.epochs=2")
+    run_benchmark(monkeypatch, tmp_path, *one)
+    assert len(Finished.commands) == 2
+    assert {"--config.space.channels=8", "--config.search.recipe.epochs=2"} <= set(
+        Finished.commands[0]
+    )
+    run_benchmark(monkeypatch, tmp_path, "--sharing", "entangled", *one[:1], "2", *one[2:])
+    (command,) = Finished.commands  # the other is over
+    assert "--config.seed=1" in command
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (row,) = result["methods"]
+    assert (row["method"], row["test_acc"]) == ("drnas/entangled", [91.0, 90.0])
+    assert (row["mean_test_acc"], row["mean_regret"], row["mean_rank"]) == (90.5, 1.5, 2.5)
     assert {"device", "versions", "random"} <= set(result)
     table = (tmp_path / "oracle.txt").read_text()
-    assert "90.50 ± 0.50" in table and "random, best of 10" in table and "1.00 GiB" in table
-    assert "drnas/plain" in (tmp_path / "oracle.svg").read_text()
+    assert "90.50 ± 0.50" in table and "random, best of 10" in table and "GiB" in table
+    assert "drnas/entangled" in (tmp_path / "oracle.svg").read_text()
+
+
+def test_the_benchmark_mixes_no_experiments(tmp_path, monkeypatch):
+    run_benchmark(monkeypatch, tmp_path, "--seeds", "1")
+    with pytest.raises(SystemExit, match=r"holds another search \(.*:small, not .*:full\)"):
+        run_benchmark(monkeypatch, tmp_path, "--seeds", "1", "--size", "full")
+    with pytest.raises(SystemExit, match="a number of seeds from 1"):
+        run_benchmark(monkeypatch, tmp_path, "--seeds", "0")

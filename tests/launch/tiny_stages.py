@@ -14,6 +14,7 @@ def get_config():
     config.space.partial_channels = 2
     config.data.train_examples = 64
     config.search.leave_out = ("none",)
+    config.search.edge_weights = True
     config.search.stages = (
         {"epochs": 1.0, "partial_channels": 4},
         {"epochs": 2.0, "partial_channels": 2, "keep": 2, "alphas_from_epoch": 1.0},

@@ -46,3 +46,17 @@ def test_several_methods_are_drawn_with_their_means():
     runs = [([1.0, 2.0], [3.0, 1.0]), ([1.0, 2.0], [2.0, 2.0])]
     svg = report.regret_plot({"drnas/entangled": runs, "drnas/plain": runs[:1]}, JUDGED)
     assert svg.count("<svg") == 1 and "drnas/plain" in svg and "mean of all" in svg
+
+
+def test_the_stages_of_a_search_are_one_curve(tmp_path):
+    lines = [
+        {"phase": phase, "step": step, "oracle": {"regret": regret}, "train_loss": 1.0}
+        for phase, step, regret in (
+            ("search_1", 5, 3.0), ("search_1", 10, 2.0), ("search_2", 4, 1.0), ("search", 8, 0.5),
+            ("retrain", 8, 9.0),
+        )
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = report.Run.load(tmp_path)
+    assert report.anytime(run) == ([5.0, 10.0, 14.0, 22.0], [3.0, 2.0, 1.0, 0.5])
+    assert run.phases == ("search", "retrain")

@@ -195,6 +195,14 @@ def test_darts_keeps_two_edges_into_every_node():
         ("darts", "Genotype(normal=[('sep_conv_3x3', 0)], reduce=[])", "has 1 edges; in space"),
         ("darts", "Genotype(normal=oops(", "is no genotype; Genotype"),
         ("toy_cell", "Genotype(normal=[('none', 0)], reduce=[])", "edges from the nodes"),
+        ("toy_cell", "Genotype(normal=[('sep_conv_3x3', -1)], reduce=[])", "is no genotype"),
+        ("toy_cell", "Genotype(normal=[('sep_conv_3x3', 0.9)], reduce=[])", "is no genotype"),
+        ("toy_cell", "Genome(normal=[], reduce=[])", "is no genotype"),
+        (
+            "nas_bench_201",
+            "x|none~0|+|none~0|none~1|+|none~0|none~1|none~2|y",
+            "is no architecture of NAS-Bench-201",
+        ),
         (
             "toy_cell",
             "Genotype(normal=[('none', 0), ('none', 0), ('none', 1)], reduce=[])",
@@ -221,9 +229,36 @@ def test_unknown_options_are_named():
         spaces.darts(group_mass="out")
 
 
-def test_an_image_that_does_not_fit_the_macro_space():
-    with pytest.raises(SpaceError, match="image_size is 30; a multiple of 4 from 12"):
-        spaces.toy_conv_macro(image_size=30)
+@pytest.mark.parametrize("name", BUILD)
+def test_images_that_cannot_be_halved_twice(name):
+    with pytest.raises(SpaceError, match="image_size is 30; a multiple of 4 from"):
+        BUILD[name](image_size=30)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"cells": 2}, "cells is 2; 3 at least"),
+        ({"channels": 0}, "channels is 0; 1 at least"),
+        (
+            {"retrained": {"chanels": 4}},
+            "retrained has no field 'chanels'; did you mean 'channels'",
+        ),
+    ],
+)
+def test_sizes_that_make_no_network(option, message):
+    with pytest.raises(SpaceError, match=message):
+        BUILD["darts"](**option)
+
+
+def test_every_kernel_of_the_plain_macro_space_is_drawn_for_its_own_inputs():
+    net = spaces.toy_conv_macro(image_size=12, sharing="plain")
+    arch = net.architecture("smallest")
+    inherited = net.extract(net.init(jax.random.key(0)), arch)["params"]
+    own = nn.unbox(net.network(arch).init(jax.random.key(1), jnp.zeros((1, 12, 12, 3))))["params"]
+    for layer in ("conv_2", "conv_3", "conv_4"):
+        shared, alone = (np.std(tree[layer]["kernel"]) for tree in (inherited, own))
+        np.testing.assert_allclose(shared, alone, rtol=0.1)
 
 
 @pytest.mark.parametrize("sharing", ["entangled", "plain"])

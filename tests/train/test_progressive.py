@@ -189,3 +189,12 @@ def test_alphas_are_trained_from_their_epoch_on_also_after_a_crash(tmp_path):
         resumed, again = searched(tmp_path / str(crash_at))
         assert again == lines
         jax.tree.map(np.testing.assert_array_equal, resumed.trained, state.trained)
+
+
+def test_alphas_that_would_never_be_trained_are_refused(tmp_path):
+    session = open_session(tmp_path, {}, mesh=one_device())
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    with pytest.raises(NasjaxError, match="from epoch 2 of 2 on, which is never"):
+        phases.search(
+            session, tiny_cell(), {"name": "darts"}, dataset(), recipe, ALPHAS, alphas_from_epoch=2
+        )
