@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nasjax.core.errors import SpaceError
 from nasjax.core.space import Axis, by_option, centred
 from nasjax.models.convolution import BatchNorm, Conv, DepthwiseConv
 from nasjax.models.layers import DropPath, Names
@@ -67,13 +68,14 @@ def parse(operation: str) -> tuple[str, int]:
     """Kind and kernel size of an operation: ``"sep_conv_3x3"`` is ``("sep_conv", 3)``.
 
     Raises:
-      ValueError: if there is no such operation.
+      SpaceError: if there is no such operation.
     """
     if operation in (NONE, SKIP):
         return operation, 1
     match = re.fullmatch(r"(\w+)_(\d)x\2", operation)
     if match is None or match[1] not in CONVOLUTIONS + POOLS or int(match[2]) % 2 == 0:
-        raise ValueError(f"no operation is called {operation!r}.")
+        kinds = ", ".join((NONE, SKIP, *(f"{kind}_3x3" for kind in CONVOLUTIONS + POOLS)))
+        raise SpaceError(f"no operation is called {operation!r}; there are {kinds}, of odd sizes.")
     return match[1], int(match[2])
 
 

@@ -14,7 +14,7 @@ from nasjax.core.errors import NasjaxError, did_you_mean
 
 WEIGHTS = "weights"
 ALPHAS = "alphas"
-METHODS = ("adamw", "sgd", "nesterov")
+METHODS = ("adamw", "adam", "sgd", "nesterov")
 DECAYED = ("kernel", "embedding")  # biases, norms, tokens and position tables do not decay
 
 
@@ -23,17 +23,16 @@ class Optimizer:
     """AdamW, or SGD, with warm-up, cosine decay and clipping.
 
     Attributes:
-      method: ``"adamw"``, ``"sgd"`` (with momentum) or ``"nesterov"`` (SGD with Nesterov's).
+      method: ``"adamw"``, ``"adam"``, ``"sgd"`` (with momentum) or ``"nesterov"`` (SGD with
+        Nesterov's).
       learning_rate: at its peak.
-      weight_decay: decoupled (AdamW), of kernels and embeddings; for SGD it is added to the
-        gradient.
+      weight_decay: of kernels and embeddings; decoupled for AdamW, else added to the gradient.
       betas: decay rates of the two moments; of SGD the first is the momentum.
       warmup_steps: steps of linear warm-up from ``warmup_rate``.
       warmup_rate: learning rate at step 0 of a warm-up.
       final_rate: learning rate at the last step.
       cosine: whether to decay along a cosine; otherwise the rate stays at its peak.
       clip: greatest global norm of the gradient; None for any.
-      coupled: whether decay is added to the gradient instead (Adam with L2, as DARTS's alphas).
       eps_root: added under the square root. The exact second-order step differentiates through
         the update, and the root's derivative at zero is infinite: give 1e-12 there.
     """
@@ -46,7 +45,6 @@ class Optimizer:
     final_rate: float = 1e-5
     cosine: bool = True
     clip: float | None = None
-    coupled: bool = False
     eps_root: float = 0.0
     method: str = "adamw"
 
@@ -81,11 +79,11 @@ class Optimizer:
             raise NasjaxError(
                 f"no optimizer is called {self.method!r}; {did_you_mean(self.method, METHODS)}"
             )
-        if self.method != "adamw":
+        if self.method in ("sgd", "nesterov"):
             parts += [decay, optax.trace(first, nesterov=self.method == "nesterov")]
         else:
             adam = optax.scale_by_adam(first, second, eps_root=self.eps_root)
-            parts += [decay, adam] if self.coupled else [adam, decay]
+            parts += [adam, decay] if self.method == "adamw" else [decay, adam]
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule(steps)))
 
 
@@ -95,9 +93,7 @@ def alphas_optimizer(
     betas: tuple[float, float] = (0.5, 0.999),
 ) -> Optimizer:
     """Adam as DARTS and TangleNAS use it: constant rate, L2 decay, betas (0.5, 0.999)."""
-    return Optimizer(
-        learning_rate, weight_decay, betas, final_rate=learning_rate, cosine=False, coupled=True
-    )
+    return Optimizer(learning_rate, weight_decay, betas, cosine=False, method="adam")
 
 
 def decays(tree: Any) -> Any:

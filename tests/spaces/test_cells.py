@@ -12,7 +12,7 @@ import nasjax
 from nasjax import spaces
 from nasjax.core import architecture, mixture
 from nasjax.core.errors import ArchitectureError, SpaceError
-from nasjax.models import convolution
+from nasjax.models import convolution, operations
 from nasjax.spaces.darts import PUBLISHED
 
 BUILD = {
@@ -270,3 +270,8 @@ def test_gain_makes_the_first_kernels_larger(sharing):
     for name, layer in large["params"].items():
         expected = 2.0 * small["params"][name]["kernel"]
         np.testing.assert_allclose(layer["kernel"], expected, rtol=1e-6)
+
+
+def test_an_unknown_operation_is_named():
+    with pytest.raises(SpaceError, match="no operation is called 'sep_conv_4x4'; there are none"):
+        operations.candidates(("sep_conv_3x3", "sep_conv_4x4"))

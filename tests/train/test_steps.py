@@ -326,6 +326,17 @@ def test_momentum_is_as_optax_has_it(method):
     np.testing.assert_allclose(*found, rtol=1e-6)
 
 
+def test_adam_adds_its_decay_to_the_gradient():
+    ours = optim.Optimizer(0.1, 0.5, cosine=False, method="adam").build(STEPS)
+    theirs = optax.chain(optax.add_decayed_weights(0.5), optax.adam(0.1))
+    weights = {"kernel": jnp.array([1.0, -2.0])}
+    gradient = {"kernel": jnp.array([0.3, 0.1])}
+    (first, _), (second, _) = (
+        tx.update(gradient, tx.init(weights), weights) for tx in (ours, theirs)
+    )
+    np.testing.assert_allclose(first["kernel"], second["kernel"], rtol=1e-6)
+
+
 def test_an_unknown_optimizer_is_named():
-    with pytest.raises(NasjaxError, match="no optimizer is called 'adam'"):
-        optim.Optimizer(method="adam").build(STEPS)
+    with pytest.raises(NasjaxError, match="no optimizer is called 'adan'; did you mean 'adam'"):
+        optim.Optimizer(method="adan").build(STEPS)
