@@ -112,7 +112,7 @@ def test_choices_and_layers_are_drawn_apart(name: str) -> None:
         assert not np.array_equal(draws["heads"][:, 0], draws["heads"][:, layer])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"spos"}))
 def test_the_architecture_that_alphas_have_settled_on(name: str) -> None:
     method = relax.relaxation(name, steps=STEPS)
     for seed in range(10):
@@ -121,11 +121,7 @@ def test_the_architecture_that_alphas_have_settled_on(name: str) -> None:
         settled = {n: 4 * corner[n] + a for n, a in alphas(seed, 0.3).items()}
         found = relax.decode(SPACE, method, settled)
         assert architecture.validate(SPACE, found) == found
-        assert found == (
-            arch
-            if method.learns
-            else architecture.decode(SPACE, np.zeros(len(architecture.genes(SPACE)), int))
-        )
+        assert found == arch
 
 
 def test_fixed_is_always_the_architecture(key: jax.Array) -> None:
