@@ -31,7 +31,7 @@ def get_config(size: str = "full") -> ConfigDict:
         batch_size=256,
         optimizer={**recipes.SGD, "learning_rate": 0.01, "cosine": False, "clip": None},
     )
-    search = recipes.cell_search(epochs=10 if small else 100, optimizer={"method": "nesterov"})
+    search = recipes.cell_search(epochs=100, optimizer={"method": "nesterov"})
     config = recipes.searched_run(
         {
             "name": "toy_cell",

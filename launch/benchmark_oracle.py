@@ -113,8 +113,9 @@ def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int)
         measured.write_text(json.dumps(found))
     result = json.loads((workdir / "result.json").read_text())
     found = json.loads(measured.read_text())
-    if found["arguments"] != arguments:
-        pairs = itertools.zip_longest(found["arguments"], arguments)
+    before = found.get("arguments", [])
+    if before != arguments:
+        pairs = itertools.zip_longest(before, arguments)
         was, now = next(pair for pair in pairs if pair[0] != pair[1])
         sys.exit(f"error: {workdir} holds another search ({was}, not {now}); give a new --workdir.")
     curve = report.anytime(report.Run.load(workdir))

@@ -184,8 +184,9 @@ def open_oracle(experiment: Experiment) -> Oracle | None:
         )
     key = TableKey(tuple(columns), lambda arch: {n: of(arch) for n, of in columns.items()})
     oracle = Oracle.read(str(values.pop("path")), key, size=space.size, **values)
-    for arch in architecture.every(space):  # a row of something else would be missed too late
-        oracle.accuracy(arch)
+    if space.decoding is None:
+        for arch in architecture.every(space):  # a row of something else would be missed too late
+            oracle.accuracy(arch)
     return oracle
 
 

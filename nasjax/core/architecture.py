@@ -239,19 +239,27 @@ def _genes(space: SearchSpace) -> Iterator[tuple[str, int | None]]:
 
 
 def every(space: SearchSpace) -> Iterator[dict[str, Any]]:
-    """All architectures of a space without depth choices, in lexicographic order of options.
+    """All architectures of ``space``, in lexicographic order of the options of its choices.
 
     Raises:
-      ArchitectureError: if the depth of a stack is chosen, or a decoding rule leaves some out.
+      ArchitectureError: if a decoding rule leaves some combinations of options out.
     """
-    if space.decoding is not None or any(space.depends(stack) for stack in space.stacks):
+    if space.decoding is not None:
         raise ArchitectureError(
-            f"the architectures of space {space.name!r} cannot be listed: not every combination of "
-            "options is one of its own."
+            f"the architectures of space {space.name!r} cannot be listed: its rule of decoding "
+            "leaves some combinations of options out."
         )
-    counts = [len(space.choice(name).options) for name, _ in genes(space)]
-    for vector in itertools.product(*map(range, counts)):
-        yield decode(space, np.array(vector, np.int32))
+    whole = [choice for choice in space.choices if choice.per is None]
+    for picked in itertools.product(*(choice.options for choice in whole)):
+        arch = {choice.name: option for choice, option in zip(whole, picked, strict=True)}
+        layered = {
+            choice.name: itertools.product(choice.options, repeat=depth(space, choice.per, arch))
+            for choice in space.choices
+            if choice.per is not None
+        }
+        for rows in itertools.product(*layered.values()):
+            lists = {name: list(row) for name, row in zip(layered, rows, strict=True)}
+            yield validate(space, {**arch, **lists})
 
 
 def encode(space: SearchSpace, arch: Arch) -> np.ndarray:

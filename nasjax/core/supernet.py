@@ -26,8 +26,8 @@ STATISTICS = "batch_stats"
 def draw(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
     """Draw the variables of ``module``, without boxes.
 
-    Nothing but the initialisers is run, one by one: XLA takes minutes to compile the hundreds of
-    draws of a cell network as one program.
+    Nothing but the initialisers is run, one by one: as one program, the hundreds of draws of a
+    DARTS network take XLA more than a minute to compile.
 
     Args:
       module: called as ``module(inputs, **options)``.

@@ -94,8 +94,8 @@ class DepthwiseConv(nn.Module):
 def convolve(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
     """2-D convolution with a square kernel.
 
-    Where its result is smaller than the kernel, XLA's CPU code for the gradient runs fifty times
-    slower than it could, so there every window is copied into a row and multiplied.
+    Where its result is smaller than the kernel, XLA's CPU code for the gradient runs tens of
+    times slower than it could, so there every window is copied into a row and multiplied.
 
     Args:
       x: images (batch, height, width, inputs).

@@ -7,7 +7,6 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -145,17 +144,19 @@ def search(
             "which is never; begin earlier, or search longer."
         )
     tx = optim.partitioned(recipe.transformation(per_epoch), alphas.build(total))
-    step = functools.partial(
-        steps.bilevel_step,
-        supernet,
-        method,
-        tx,
-        preparation(dataset, recipe.augmentation),
-        preparation(dataset, without_mixing(recipe.augmentation)),
-        budget=budget,
-        second_order=second_order,
-        decay=recipe.average,
-    )
+
+    def step(method: relax.Relaxation) -> steps.Step:
+        return steps.bilevel_step(
+            supernet,
+            method,
+            tx,
+            preparation(dataset, recipe.augmentation),
+            preparation(dataset, without_mixing(recipe.augmentation)),
+            budget=budget,
+            second_order=second_order,
+            decay=recipe.average,
+        )
+
     key = session.key(phase)
 
     if weights is None:
@@ -168,10 +169,11 @@ def search(
 
     state = place(session, create, supernet.names["params"], key, weights, start)
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
-    compiled = compile_step(session, phase, step())
+    compiled = compile_step(session, phase, step(method))
     if alphas_from_epoch and method.learns:
         # Two programs: on a CPU, XLA runs convolutions inside a conditional fifty times slower.
-        early = compile_step(session, phase, step(learn=False))
+        waiting = dataclasses.replace(method, learns=False)
+        early = compile_step(session, phase, step(waiting))
         compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
     with_checkpoints = session.checkpointer(phase, space=supernet.space.name)
     try:

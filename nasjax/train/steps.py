@@ -64,13 +64,13 @@ def bilevel_step(
     budget: Budget | None = None,
     second_order: bool = False,
     decay: float = 0.0,
-    learn: bool = True,
 ) -> Step:
     """The step ``(state, weights_batch, alphas_batch) -> (state, metrics)`` of a search.
 
     Args:
       supernet: what is searched.
-      relaxation: how alphas become a mixture, drawn anew in each of the two forward passes.
+      relaxation: how alphas become a mixture, drawn anew in each of the two forward passes. Where
+        it does not learn, nothing is computed on the alphas' batch.
       tx: made by :func:`~nasjax.train.optim.partitioned`.
       prepare: ``(key, batch) -> (images, soft labels)`` for the batch that trains the weights.
       prepare_alphas: the same for the batch that trains the alphas.
@@ -78,8 +78,6 @@ def bilevel_step(
       second_order: differentiate the architecture's loss through one update of the weights,
         exactly (DARTS approximates it by finite differences).
       decay: of the moving average of the weights; 0 where none is kept.
-      learn: whether the alphas are trained. If not the weights are, under the alphas' mixture,
-        and nothing is computed on the other batch.
     """
 
     def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
@@ -119,7 +117,7 @@ def bilevel_step(
         metrics: Metrics = {}
         finite = jnp.array(True)
 
-        if learn and relaxation.learns:
+        if relaxation.learns:
             gradient, aux = architecture_gradient(
                 alphas_loss, state.weights, state.alphas, ahead if second_order else None
             )

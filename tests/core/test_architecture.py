@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nasjax import spaces
 from nasjax.core import architecture
 from nasjax.core.errors import ArchitectureError, NasjaxError, SpaceError
 from nasjax.core.space import Choice, SearchSpace
@@ -268,11 +269,17 @@ def test_every_architecture_once():
     assert found[0] == {"width": 1, "kind": ["a", "a"]}
 
 
-def test_spaces_that_cannot_be_listed_say_so():
+def test_every_architecture_of_every_depth_once():
     space = SearchSpace(
         "deep",
-        choices=(Choice("depth", (1, 2)), Choice("width", (1, 2), per="blocks")),
+        choices=(Choice("depth", (1, 2)), Choice("width", (1, 2, 3), per="blocks")),
         axes={"blocks": "depth", "embed": "width"},
     )
-    with pytest.raises(ArchitectureError, match="space 'deep' cannot be listed"):
-        next(architecture.every(space))
+    found = list(architecture.every(space))
+    assert len(found) == space.size == 3 + 9
+    assert len({tuple(architecture.encode(space, arch)) for arch in found}) == 12
+
+
+def test_a_space_with_a_rule_of_decoding_says_that_it_cannot_be_listed():
+    with pytest.raises(ArchitectureError, match="space 'darts' cannot be listed"):
+        next(architecture.every(spaces.darts(channels=4, cells=3).space))

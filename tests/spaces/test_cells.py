@@ -22,7 +22,7 @@ BUILD = {
     "darts": functools.partial(spaces.darts, image_size=8, channels=4, cells=3),
 }
 CELLS = ("toy_cell", "nas_bench_201", "darts")
-# DARTS with plain sharing compiles for minutes; its cells are those of the others.
+# DARTS with plain sharing is by far the slowest to compile; its cells are those of the others.
 SHARED = [(name, "entangled") for name in BUILD]
 SHARED += [(name, "plain") for name in BUILD if name != "darts"]
 

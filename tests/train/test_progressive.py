@@ -146,7 +146,8 @@ def test_alphas_wait_and_then_learn_as_ever():
         images = jax.random.normal(jax.random.key(seed), (4, 4, 4, 1))
         return {"image": images, "label": jnp.arange(4)}
 
-    late = jax.jit(steps.bilevel_step(net, method, tx, prepare, prepare, learn=False))
+    waiting = dataclasses.replace(method, learns=False)
+    late = jax.jit(steps.bilevel_step(net, waiting, tx, prepare, prepare))
     weights = net.init(jax.random.key(0))["params"]
     state = states.create(
         jax.random.key(1), weights, tx, alphas=method.init(net.space, jax.random.key(2))

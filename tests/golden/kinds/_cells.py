@@ -102,6 +102,20 @@ def argmax_case(
     return case_of(case, [quantity], case["output"])
 
 
+def sized(
+    fixture: Fixture, name: str, make: Callable[..., Supernet], *, cells: str
+) -> Callable[..., Supernet]:
+    """``make`` at the size of the model called ``name``, which calls its cells ``cells``."""
+    constructor = model(fixture, name)["constructor"]
+    return functools.partial(
+        make,
+        image_size=images(fixture).shape[1],
+        num_classes=constructor["num_classes"],
+        channels=constructor["C"],
+        cells=constructor[cells],
+    )
+
+
 def weights(fixture: Fixture, name: str) -> dict[str, np.ndarray]:
     """All tensors of the model called ``name``."""
     return {p["name"]: fixture.draw(p) for p in model(fixture, name)["params"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,14 +36,7 @@ def check(fixture: Fixture) -> Iterator[Case]:
 
 
 def _builder(fixture: Fixture, name: str) -> Any:
-    constructor = _cells.model(fixture, name)["constructor"]
-    return functools.partial(
-        darts,
-        image_size=_cells.images(fixture).shape[1],
-        num_classes=constructor["num_classes"],
-        channels=constructor["C"],
-        cells=constructor["layers"],
-    )
+    return _cells.sized(fixture, name, darts, cells="layers")
 
 
 def _mixture(fixture: Fixture) -> _cells.ToMixture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,14 +31,7 @@ def check(fixture: Fixture) -> Iterator[Case]:
 
 
 def _builder(fixture: Fixture, name: str) -> Any:
-    constructor = _cells.model(fixture, name)["constructor"]
-    return functools.partial(
-        nas_bench_201,
-        image_size=_cells.images(fixture).shape[1],
-        num_classes=constructor["num_classes"],
-        channels=constructor["C"],
-        cells=constructor["N"],
-    )
+    return _cells.sized(fixture, name, nas_bench_201, cells="N")
 
 
 def _mixture(fixture: Fixture, name: str) -> _cells.ToMixture:
