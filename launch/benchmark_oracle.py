@@ -37,7 +37,8 @@ def oracle(options: argparse.Namespace) -> dict[str, Any]:
     rows, curves, judged = [], {}, {}
     for method in options.method:
         for sharing in options.sharing:
-            runs = [_searched(options, method, sharing, seed) for seed in range(options.seeds)]
+            seeds = range(options.first_seed, options.first_seed + options.seeds)
+            runs = [_searched(options, method, sharing, seed) for seed in seeds]
             name = f"{method}/{sharing}"
             rows.append({"method": name, **_summary(runs)})
             curves[name] = [run["curve"] for run in runs]
@@ -65,6 +66,7 @@ def oracle(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "space": options.space,
         "seeds": options.seeds,
+        "first_seed": options.first_seed,
         "methods": rows,
         "random": judged["random"],
         "best": judged["best"],
@@ -228,7 +230,8 @@ def add_commands(commands: Any) -> None:
         "--sharing", nargs="+", default=["entangled", "plain"], choices=FORMS,
         help="inside: entangled in TangleNAS's own form",
     )  # fmt: skip
-    command.add_argument("--seeds", type=int, default=5)
+    command.add_argument("--seeds", type=int, default=5, help="number of seeds")
+    command.add_argument("--first-seed", type=int, default=0)
     command.add_argument("--workdir", default="runs/oracle")
     command.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="overrides of the configuration"
