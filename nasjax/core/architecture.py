@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -181,10 +181,24 @@ def _generator(key: jax.Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
-def sample(space: SearchSpace, key: jax.Array) -> dict[str, Any]:
-    """A random architecture, uniform and independent in each choice (AutoFormer, SPOS)."""
-    rng = _generator(key)
-    return _build(space, lambda c, layer: c.options[rng.integers(len(c.options))], rng)
+def sample(
+    space: SearchSpace, key: jax.Array, weights: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Any]:
+    """A random architecture, each choice drawn by itself: uniformly (SPOS, AutoFormer) or weighed.
+
+    Args:
+      space: to draw from.
+      key: of the draw.
+      weights: probabilities of the options by choice; uniform for a choice that is not named.
+    """
+    rng, weights = _generator(key), weights or {}
+
+    def pick(choice: Choice, layer: int | None) -> Option:
+        if choice.name in weights:
+            return choice.options[rng.choice(len(choice.options), p=weights[choice.name])]
+        return choice.options[rng.integers(len(choice.options))]
+
+    return _build(space, pick, rng)
 
 
 def mutate(
@@ -285,3 +299,13 @@ def decode(space: SearchSpace, vector: np.ndarray) -> dict[str, Any]:
     """The architecture of a vector made by :func:`encode`."""
     index = dict(zip(genes(space), np.asarray(vector).tolist(), strict=True))
     return validate(space, _assemble(space, lambda c, layer: c.options[index[c.name, layer]]))
+
+
+def nearest(space: SearchSpace, vector: np.ndarray) -> dict[str, Any]:
+    """The legal architecture nearest to any vector of option indices, one for each gene.
+
+    Genes of layers that do not exist are ignored, and the space's rule of decoding is applied:
+    what a searcher needs that knows vectors of integers and nothing of architectures.
+    """
+    index = dict(zip(genes(space), np.asarray(vector).tolist(), strict=True))
+    return _build(space, lambda c, layer: c.options[index[c.name, layer]])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
@@ -68,6 +69,33 @@ def exact(space: SearchSpace, terms: Iterable[Term], arch: Arch) -> int | float:
                 product *= architecture.axis_length(space, axis, arch, layer)
             total += product
     return int(total) if float(total).is_integer() else total
+
+
+def bounds(space: SearchSpace, terms: Sequence[Term]) -> tuple[int | float, int | float]:
+    """The least and the greatest cost of all architectures.
+
+    Gene by gene from the smallest and the largest architecture: exact where each gene lowers or
+    raises the cost in the same direction whatever the others are, as all counts of a network do.
+    """
+    genes = architecture.genes(space)
+    sizes = [len(space.choice(name).options) for name, _ in genes]
+
+    def descend(start: Arch, sign: int) -> int | float:
+        vector = np.maximum(architecture.encode(space, start), 0)
+        least = sign * exact(space, terms, start)
+        for gene, size in enumerate(sizes):
+            for option in range(size):
+                trial = vector.copy()
+                trial[gene] = option
+                value = sign * exact(space, terms, architecture.nearest(space, trial))
+                if value < least:
+                    least, vector = value, trial
+        return sign * least
+
+    return (
+        descend(architecture.smallest(space), 1),
+        descend(architecture.largest(space), -1),
+    )
 
 
 def expected(space: SearchSpace, terms: Iterable[Term], mixture: Mixture) -> jax.Array:

@@ -129,6 +129,8 @@ class SearchSpace:
         -> (layers,)``, where the best option of every choice is not the rule. It must map the
         mixture of a legal architecture to that architecture, and of no other to itself.
       legal: the number of architectures that follow the rule of ``decoding``.
+      static: choices of the whole network whose options change the shapes of activations (patch
+        sizes): they cannot be mixed, and each has a program of its own.
 
     Example:
       >>> space = SearchSpace(
@@ -150,6 +152,7 @@ class SearchSpace:
     operations: tuple[str, ...] = ()
     decoding: Decoding | None = None
     legal: int | None = None
+    static: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", tuple(self.choices))
@@ -183,6 +186,12 @@ class SearchSpace:
                 raise SpaceError(
                     f"operation {operation!r} of space {self.name!r} depends on "
                     f"{list(self.depends(operation))}; exactly one choice says whether it is there."
+                )
+        for name in self.static:
+            if self.choice(name).per is not None:
+                raise SpaceError(
+                    f"static choice {name!r} of space {self.name!r} is made per layer; only a "
+                    "choice of the whole network can change the shapes of activations."
                 )
         for stack in self.stacks:
             if any(self.choice(c).per for c in self.depends(stack)) or self.uses_layer(stack):

@@ -60,6 +60,8 @@ class Supernet:
       from_text: the architecture that such a text stands for.
       nodes: for each choice made per edge of a cell, the edges that end in each of its nodes.
       columns: how tables of this space know an architecture: values of their columns.
+      variant: the maximal module for the static choices of an architecture, where the space has
+        some; it reads the same parameters as ``module``.
     """
 
     space: SearchSpace
@@ -74,6 +76,7 @@ class Supernet:
     from_text: Callable[[str], Arch] | None = None
     nodes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
+    variant: Callable[[Arch], nn.Module] | None = None
 
     @functools.cached_property
     def _boxed(self) -> Any:
@@ -123,6 +126,14 @@ class Supernet:
     def extract(self, variables: Tree, arch: Arch) -> dict[str, Any]:
         """Variables of ``network(arch)``; see :func:`extract`."""
         return extract(self.space, self.names, variables, arch)
+
+    def static(self, arch: Arch) -> tuple[Any, ...]:
+        """The options that ``arch`` takes of the static choices: each has a program of its own."""
+        return tuple(arch[name] for name in self.space.static)
+
+    def maximal(self, arch: Arch) -> nn.Module:
+        """The maximal module that ``arch`` runs in: ``module`` where no choice is static."""
+        return self.module if self.variant is None else self.variant(arch)
 
     def from_scratch(self, arch: Arch) -> nn.Module:
         """The module of an architecture that inherits nothing: ``retrained``, or ``network``."""

@@ -66,8 +66,14 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
         for leaf in plan
         if leaf.path[0] == "params" and leaf.path[-1] == "scale" and any(leaf.axes)
     }
-    masses = {leaf.path: _mass(space, leaf, mixture) for leaf in plan if leaf.path[0] == ACTIVE}
-    return traverse_util.unflatten_dict({**weighed, **active, **masses})
+    asked = {
+        leaf.path: _weigh(space, leaf, jnp.ones(leaf.shape), within[leaf.operations])
+        if any(leaf.axes)
+        else _mass(space, leaf, mixture)
+        for leaf in plan
+        if leaf.path[0] == ACTIVE
+    }
+    return traverse_util.unflatten_dict({**weighed, **active, **asked})
 
 
 def _given(space: SearchSpace, mixture: Mixture, operations: tuple[str, ...]) -> Mixture:
