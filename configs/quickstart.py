@@ -9,6 +9,8 @@ Five seeds: found 98.2% retrained (97.5 to 98.9), random architectures 96.0% (fi
 
 from ml_collections import ConfigDict
 
+from nasjax import recipes
+
 
 def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
@@ -22,6 +24,7 @@ def get_config() -> ConfigDict:
                 "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
                 "weights_fraction": 0.5,
                 "second_order": False,
+                **recipes.two_stage(""),
                 "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
                 "alphas": {"learning_rate": 1e-2},
                 "recipe": {
@@ -57,6 +60,8 @@ def get_config() -> ConfigDict:
                 "samples": 20,
                 "retrain_largest": True,
                 "retrain_random": 0,
+                "finetune": True,
+                "retrain": True,
             },
             "mesh": {"data": -1, "model": 1},
             "sharding": "replicated",

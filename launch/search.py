@@ -1,19 +1,21 @@
-"""Search a super-network by gradient, then compare the network it found.
+"""Search a super-network, by gradient or in two stages, then compare the network it found.
 
     python launch/search.py --config configs/quickstart.py --workdir runs/quickstart
 
 Writes arch.json, metrics.jsonl, result.json, report.html and checkpoints to the working
 directory. Interrupted in any way, the same command continues where it was. The super-network's
-weights are drawn anew, or are those that ``--weights`` names.
+weights are drawn anew, or are those that ``--weights`` names. Where ``config.search.sampler`` names
+a sampler, the super-network is trained by sampling and then searched: history.jsonl has all that
+was evaluated, pareto.json and pareto.csv what nothing beats.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
+import two_stage
 from absl import flags
 from experiment import (
     Experiment,
@@ -32,9 +34,9 @@ from experiment import (
 from ml_collections import config_flags
 
 import nasjax
-from nasjax import data, relax, report
+from nasjax import relax, report
 from nasjax.core import architecture
-from nasjax.search import Oracle, random_search
+from nasjax.search import Oracle
 from nasjax.train import phases
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
@@ -78,6 +80,21 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
     plan, weights = stages(run.config), None
     if WEIGHTS.value is not None:
         weights = read_weights(run.widened(plan[0].partial_channels), WEIGHTS.value)
+    if two_stage.is_wanted(settings):
+        weights, arch = two_stage.train_and_search(run, oracle, weights)
+    else:
+        weights, arch = _by_gradient(run, oracle, weights)
+    costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}
+    name = run.supernet.space.name
+    text = {} if run.supernet.to_text is None else {"genotype": run.supernet.to_text(arch)}
+    run.session.write_json("arch.json", {"space": name, "architecture": arch, **text, **costs})
+    return weights, arch
+
+
+def _by_gradient(
+    run: Experiment, oracle: Oracle | None, weights: Any
+) -> tuple[Any, dict[str, Any]]:
+    settings = run.config["search"]
     state, method, _ = progressive_search(
         run.session,
         run.widened,
@@ -85,7 +102,7 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         run.dataset,
         run.recipe("search"),
         alphas_optimizer(settings.get("alphas", {})),
-        plan,
+        stages(run.config),
         masks=left_out(run.supernet, settings),
         modify=edge_weights(run.supernet, settings),
         weights=weights,
@@ -94,31 +111,7 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         second_order=settings.get("second_order", False),
         judge=None if oracle is None else oracle.score,
     )
-    if method.decides:
-        arch = relax.decode(run.supernet.space, method, state.alphas)
-    else:
-        arch = best_of_random(run, states.evaluated(state), settings.get("candidates", 100))
-    costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}
-    name = run.supernet.space.name
-    text = {} if run.supernet.to_text is None else {"genotype": run.supernet.to_text(arch)}
-    run.session.write_json("arch.json", {"space": name, "architecture": arch, **text, **costs})
-    return states.evaluated(state), arch
-
-
-def best_of_random(run: Experiment, weights: Any, candidates: int) -> dict[str, Any]:
-    """The best random sub-network on the alphas' images, which trained nothing (SPOS)."""
-    fraction = run.config["search"].get("weights_fraction", 0.5)
-    split = data.bilevel_split(run.dataset.train, fraction, seed=run.session.seed)
-    unseen = dataclasses.replace(run.dataset, test=split.alphas)
-    size = run.recipe("search").augmentation.size
-    evaluator = Evaluator(run.session, unseen, run.config["compare"]["batch_size"], size)
-    arch, _ = random_search(
-        run.supernet.space,
-        stream(run.session.key("search"), "candidates"),
-        candidates,
-        lambda arch: evaluator.architecture(run.supernet, weights, arch),
-    )
-    return arch
+    return states.evaluated(state), relax.decode(run.supernet.space, method, state.alphas)
 
 
 def compare(

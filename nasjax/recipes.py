@@ -72,10 +72,41 @@ def vit_search(
         "relaxation": {"name": relaxation, "temperature": (10.0, 0.1), "anchor": 0.0},
         "weights_fraction": weights_fraction,
         "second_order": False,
-        "candidates": 100,
+        **two_stage(""),
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 6e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": vit_recipe(augmentation, epochs=500, warmup_epochs=20, batch_size=1024),
+    }
+
+
+def two_stage(sampler: str = "uniform", *, evaluations: int = 1000) -> dict[str, Any]:
+    """How a super-network is trained by sampling and then searched, as in AutoFormer.
+
+    Keys of ``config.search``. With no sampler the search is by gradient, and the rest is idle.
+
+    Args:
+      sampler: its kind, see :data:`nasjax.sampling.SAMPLERS`.
+      evaluations: architectures evaluated in the second stage: 20 generations of 50.
+    """
+    return {
+        "sampler": {"kind": sampler},
+        "searcher": {
+            "name": "evolution",
+            "population": 50,
+            "evaluations": evaluations,
+            "evolution": {
+                "parents": 10,
+                "mutations": 25,
+                "crossovers": 25,
+                "probability": 0.2,
+                "whole": None,
+            },
+        },
+        "objectives": ("accuracy",),
+        "constraints": {"params": (0.0, 0.0), "flops": (0.0, 0.0)},
+        "latency": "",
+        "evaluation": {"examples": 0, "batch_size": 500, "chunk": 0},
+        "probes": {"every": 0, "random": 3, "batch_size": 500, "examples": 2000},
     }
 
 
@@ -156,7 +187,7 @@ def cell_search(
         "edge_weights": False,
         "leave_out": (),
         "stages": (),
-        "candidates": 100,
+        **two_stage(""),
         "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
         "alphas": {"learning_rate": 3e-4, "weight_decay": 1e-3, "betas": (0.5, 0.999)},
         "recipe": {

@@ -12,7 +12,6 @@ sparse      sparsemax(alpha), as TangleNAS's code does where it says DARTS  rele
 drnas       a draw of Dirichlet(elu(alpha) + 1), reparameterised            Chen et al. 2021
 gdas        one-hot of the Gumbel-softmax, straight-through                 Dong and Yang 2019
 snas        the Gumbel-softmax itself                                       Xie et al. 2019
-spos        one-hot of a uniform draw; takes no gradient                    Guo et al. 2020
 fixed       one-hot of a given architecture                                 evaluation
 ==========  ==============================================================  ==================
 """
@@ -67,8 +66,6 @@ class Relaxation:
       penalty: ``alphas -> scalar`` added to the loss of the architecture step.
       hard: whether every mixture is one-hot: the super-network is then a sampled sub-network.
       learns: whether alphas receive a gradient.
-      decides: whether its mean speaks for an architecture; otherwise the trained super-network has
-        to be searched.
       init: ``(space, key) -> alphas`` before the first step.
       masks: by choice, 1 for the options that may be decoded and 0 for the others; all may in a
         choice that is not named.
@@ -80,7 +77,6 @@ class Relaxation:
     penalty: Callable[[Alphas], jax.Array] = _no_penalty
     hard: bool = False
     learns: bool = True
-    decides: bool = True
     init: Callable[[SearchSpace, jax.Array], dict[str, jax.Array]] = init_alphas
     masks: Mapping[str, np.ndarray] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -216,17 +212,6 @@ def snas(temperature: Schedule) -> Relaxation:
     return Relaxation("snas", _drawn(draw), _softmax)
 
 
-def spos() -> Relaxation:
-    """One path drawn uniformly; the alphas are only shapes (SPOS)."""
-
-    def draw(alpha: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-        chosen = jax.random.randint(key, alpha.shape[:-1], 0, alpha.shape[-1])
-        return jax.nn.one_hot(chosen, alpha.shape[-1])
-
-    mean = _rows(lambda alpha: jnp.full(alpha.shape, 1.0 / alpha.shape[-1]))
-    return Relaxation("spos", _drawn(draw), mean, hard=True, learns=False, decides=False)
-
-
 def fixed(space: SearchSpace, arch: Arch) -> Relaxation:
     """Always ``arch``."""
     hot = mixtures.one_hot(space, arch)
@@ -264,7 +249,6 @@ RELAXATIONS: dict[str, Callable[[Settings], Relaxation]] = {
     "drnas": lambda settings: drnas(settings.anchor),
     "gdas": lambda settings: gdas(anneal(*settings.temperature, settings.steps)),
     "snas": lambda settings: snas(anneal(*settings.temperature, settings.steps)),
-    "spos": lambda settings: spos(),
 }
 
 
@@ -278,6 +262,11 @@ def relaxation(name: str, **settings: Any) -> Relaxation:
     Raises:
       NasjaxError: if there is no such relaxation or setting.
     """
+    if name == "spos":
+        raise NasjaxError(
+            "spos is no relaxation: it samples. Give config.search.sampler (name uniform) in place "
+            "of config.search.relaxation, and search what was trained (docs/two_stage.md)."
+        )
     if name not in RELAXATIONS:
         raise NasjaxError(f"no relaxation {name!r}; {did_you_mean(name, RELAXATIONS)}")
     known = [field.name for field in dataclasses.fields(Settings)]
@@ -290,16 +279,7 @@ def relaxation(name: str, **settings: Any) -> Relaxation:
 
 
 def decode(space: SearchSpace, method: Relaxation, alphas: Mixture) -> dict[str, Any]:
-    """The architecture that ``alphas`` have settled on: the likeliest option of every choice.
-
-    Raises:
-      NasjaxError: if ``method`` settles on none.
-    """
-    if not method.decides:
-        raise NasjaxError(
-            f"relaxation {method.name!r} settles on no architecture; search the super-network that "
-            "it has trained, e.g. with nasjax.search.random_search."
-        )
+    """The architecture that ``alphas`` have settled on: the likeliest option of every choice."""
     scores = method.mean(alphas)
     left_out = {n: jnp.where(mask > 0, scores[n], -jnp.inf) for n, mask in method.masks.items()}
     return mixtures.argmax(space, {**scores, **left_out})

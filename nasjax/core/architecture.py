@@ -18,6 +18,7 @@ from nasjax.core.errors import ArchitectureError, did_you_mean
 from nasjax.core.space import Choice, Option, SearchSpace
 
 Arch = Mapping[str, Any]
+Key = jax.Array | np.random.Generator
 
 
 def depth(space: SearchSpace, stack: str, arch: Arch) -> int:
@@ -176,13 +177,19 @@ def largest(space: SearchSpace) -> dict[str, Any]:
     return _build(space, lambda c, layer: _ordered(c)[-1])
 
 
-def _generator(key: jax.Array) -> np.random.Generator:
-    # Host-side decisions must cost no device dispatch each, yet follow from a JAX key.
+def generator(key: Key) -> np.random.Generator:
+    """The generator of draws on the host that follows from a key; a generator is itself.
+
+    Decisions on the host must cost no dispatch to a device each, so who draws thousands of
+    architectures makes one generator of its key and hands it on.
+    """
+    if isinstance(key, np.random.Generator):
+        return key
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def sample(
-    space: SearchSpace, key: jax.Array, weights: Mapping[str, Sequence[float]] | None = None
+    space: SearchSpace, key: Key, weights: Mapping[str, Sequence[float]] | None = None
 ) -> dict[str, Any]:
     """A random architecture, each choice drawn by itself: uniformly (SPOS, AutoFormer) or weighed.
 
@@ -191,7 +198,7 @@ def sample(
       key: of the draw.
       weights: probabilities of the options by choice; uniform for a choice that is not named.
     """
-    rng, weights = _generator(key), weights or {}
+    rng, weights = generator(key), weights or {}
 
     def pick(choice: Choice, layer: int | None) -> Option:
         if choice.name in weights:
@@ -202,28 +209,41 @@ def sample(
 
 
 def mutate(
-    space: SearchSpace, key: jax.Array, arch: Arch, probability: float = 0.2
+    space: SearchSpace,
+    key: Key,
+    arch: Arch,
+    probability: float = 0.2,
+    whole: float | None = None,
 ) -> dict[str, Any]:
-    """Draw each value of ``arch`` anew with ``probability``; added layers are drawn at random."""
-    rng = _generator(key)
+    """Draw each value of ``arch`` anew with ``probability``; added layers are drawn at random.
+
+    Args:
+      space: of the architecture.
+      key: of the draws.
+      arch: the parent.
+      probability: for each value.
+      whole: for the choices of the whole network; None for the same.
+    """
+    rng = generator(key)
+    probabilities = {None: probability if whole is None else whole}
 
     def pick(choice: Choice, layer: int | None) -> Option:
         drawn = choice.options[rng.integers(len(choice.options))]
         if layer is not None and layer >= len(arch[choice.name]):
             return drawn
         old = arch[choice.name] if layer is None else arch[choice.name][layer]
-        return drawn if rng.random() < probability else old
+        return drawn if rng.random() < probabilities.get(choice.per, probability) else old
 
     return _build(space, pick, rng)
 
 
-def crossover(space: SearchSpace, key: jax.Array, first: Arch, second: Arch) -> dict[str, Any]:
+def crossover(space: SearchSpace, key: Key, first: Arch, second: Arch) -> dict[str, Any]:
     """Take each value from one of two parents at random.
 
     In layers that only the deeper parent has, its value is taken; in layers that neither has
     (where the depth follows from several choices) one is drawn.
     """
-    rng = _generator(key)
+    rng = generator(key)
 
     def pick(choice: Choice, layer: int | None) -> Option:
         parents = [first, second] if rng.integers(2) else [second, first]

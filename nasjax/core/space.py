@@ -67,6 +67,11 @@ def prefix(length: int, size: int) -> np.ndarray:
     return np.arange(length)
 
 
+def suffix(length: int, size: int) -> np.ndarray:
+    """The last ``length`` of ``size`` positions: the right-hand half of a bilateral coupling."""
+    return np.arange(size - length, size)
+
+
 def centre(length: int, size: int) -> np.ndarray:
     """``length`` of ``size`` positions, in the middle: the way kernels are entangled."""
     return np.arange(length) + (size - length) // 2

@@ -96,7 +96,7 @@ def _given(space: SearchSpace, mixture: Mixture, operations: tuple[str, ...]) ->
 
 def _mass(space: SearchSpace, leaf: Leaf, mixture: Mixture) -> jax.Array:
     """The probability that the operations which ``leaf`` is part of are there."""
-    one = (1,) * len(leaf.operations)
+    one = leaf.shape[: leaf.scanned] + (1,) * len(leaf.operations)
     whole = dataclasses.replace(leaf, shape=one, axes=leaf.operations)
     return jnp.reshape(_weigh(space, whole, jnp.ones(one), mixture), leaf.shape)
 

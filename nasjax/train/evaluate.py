@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nasjax import data
+from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
@@ -20,6 +22,7 @@ from nasjax.train.calibrate import calibrate_batch_stats
 from nasjax.train.session import Session
 
 CALIBRATION_BATCHES = 8
+logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -30,16 +33,28 @@ class Evaluator:
       dataset: the data.
       batch_size: examples evaluated at once.
       size: side the images are resized to; None for their own.
+      chunk: architectures evaluated at once, by ``vmap``; halved where the devices' memory does
+        not suffice. None for 1 on a CPU, which gains nothing by more, and 8 elsewhere.
     """
 
     def __init__(
-        self, session: Session, dataset: data.Dataset, batch_size: int, size: int | None = None
+        self,
+        session: Session,
+        dataset: data.Dataset,
+        batch_size: int,
+        size: int | None = None,
+        chunk: int | None = None,
     ) -> None:
+        if chunk is not None and chunk < 1:
+            raise NasjaxError(
+                f"{chunk} architectures at once are none; a chunk of 1 or more was expected."
+            )
         self._session = session
         self._dataset = dataset
         self._batch_size = batch_size
         self._size = size
-        self._superposed: dict[Supernet, Any] = {}
+        self._chunk = chunk or (1 if jax.default_backend() == "cpu" else 8)
+        self._programs: dict[Any, tuple[Any, Any]] = {}
         self._batches: list[steps.Batch] | None = None
         self._training: jax.Array | None = None
 
@@ -58,28 +73,97 @@ class Evaluator:
         return self._accuracy(self._compile(apply), weights, given)
 
     def architecture(self, supernet: Supernet, weights: Mapping[str, Any], arch: Arch) -> float:
-        """Accuracy of ``arch`` with weights inherited from the super-network.
+        """Accuracy of ``arch`` with weights inherited from the super-network."""
+        ((_, accuracy),) = self.population(supernet, weights, [arch])
+        return accuracy
 
-        One program serves all architectures: the super-network under a one-hot mixture. Where it
-        has batch normalisations their statistics are calibrated on training images.
+    def architectures(
+        self, supernet: Supernet, weights: Mapping[str, Any], archs: Sequence[Arch]
+    ) -> list[float]:
+        """Accuracies of ``archs`` with inherited weights, in their order."""
+        found = {
+            tuple(architecture.encode(supernet.space, arch)): accuracy
+            for arch, accuracy in self.population(supernet, weights, archs)
+        }
+        return [found[tuple(architecture.encode(supernet.space, arch))] for arch in archs]
+
+    def population(
+        self,
+        supernet: Supernet,
+        weights: Mapping[str, Any],
+        archs: Sequence[Arch],
+        others: Sequence[Supernet] = (),
+    ) -> Iterator[tuple[Arch, float]]:
+        """Yield ``(architecture, accuracy)`` with inherited weights, chunk by chunk.
+
+        One program serves all architectures (one for each combination of static options): the
+        super-network under one-hot mixtures, several of them at once by ``vmap``, the images
+        spread over the devices. Where the network has batch normalisations their statistics are
+        calibrated on training images, for each architecture.
+
+        Args:
+          supernet: whose sub-networks they are.
+          weights: of the super-network.
+          archs: in any order, which is kept within equal static options.
+          others: further super-networks of the same weights; the accuracy is the mean (BCNet).
         """
-        if supernet not in self._superposed:
+        groups: dict[tuple[Any, ...], list[Arch]] = {}
+        for arch in archs:
+            groups.setdefault(supernet.static(arch), []).append(arch)
+        for group in groups.values():
+            start = 0
+            while start < len(group):
+                part = group[start : start + self._chunk]
+                try:
+                    sides = [self._chunked(s, weights, part) for s in (supernet, *others)]
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error) or self._chunk == 1:
+                        raise
+                    self._chunk //= 2
+                    logger.info("Memory is short: %d architectures at once now.", self._chunk)
+                    continue
+                yield from zip(part, np.mean(sides, axis=0).tolist(), strict=True)
+                start += len(part)
 
-            def apply(weights: Any, mixture: Any, statistics: Any, images: jax.Array) -> Any:
-                variables = supernet.superpose({"params": weights}, mixture)
-                return supernet.module.apply({**variables, **statistics}, images, train=False)
-
-            def calibrate(weights: Any, mixture: Any, images: jax.Array) -> Any:
-                variables = supernet.superpose({"params": weights}, mixture)
-                shapes = {**variables, **supernet.empty_statistics}
-                return {STATISTICS: calibrate_batch_stats(supernet.module, shapes, images)}
-
-            self._superposed[supernet] = (self._compile(apply), jax.jit(calibrate))
-        mixture, statistics = mixtures.one_hot(supernet.space, arch), {}
-        evaluate, calibrate = self._superposed[supernet]
+    def _chunked(
+        self, supernet: Supernet, weights: Mapping[str, Any], archs: Sequence[Arch]
+    ) -> np.ndarray:
+        """Accuracies of at most a chunk of architectures with equal static options."""
+        evaluate, calibrate = self._program(supernet, archs[0])
+        codes = [np.maximum(architecture.encode(supernet.space, arch), 0) for arch in archs]
+        filled = codes + [codes[-1]] * (self._chunk - len(codes))
+        place = sharding.replicated(self._session.mesh)
+        vectors = jax.device_put(np.stack(filled), place)
+        statistics = {}
         if STATISTICS in supernet.shapes:
-            statistics = calibrate(weights, mixture, self._calibration())
-        return self._accuracy(evaluate, weights, mixture, statistics)
+            statistics = calibrate(weights, vectors, self._calibration())
+        totals = self._totals(evaluate, weights, vectors, statistics)
+        return np.asarray(totals["correct"] / totals["weight"])[: len(archs)]
+
+    def _program(self, supernet: Supernet, arch: Arch) -> tuple[Any, Any]:
+        """The compiled evaluation and calibration of chunks of architectures like ``arch``."""
+        at = (supernet, supernet.static(arch), self._chunk)
+        if at in self._programs:
+            return self._programs[at]
+        module = supernet.maximal(arch)
+
+        def variables(weights: Any, vector: jax.Array) -> Any:
+            mixture = mixtures.one_hot_vector(supernet.space, vector)
+            return supernet.superpose({"params": weights}, mixture)
+
+        def apply(weights: Any, vector: jax.Array, statistics: Any, images: jax.Array) -> Any:
+            return module.apply({**variables(weights, vector), **statistics}, images, train=False)
+
+        def calibrate(weights: Any, vector: jax.Array, images: jax.Array) -> Any:
+            shapes = {**variables(weights, vector), **supernet.empty_statistics}
+            return {STATISTICS: calibrate_batch_stats(module, shapes, images)}
+
+        step = steps.evaluation_step(apply, self._prepare)
+        self._programs[at] = (
+            jax.jit(_over_chunk(step, self._chunk, (None, 0, 0, None))),
+            jax.jit(_over_chunk(calibrate, self._chunk, (None, 0, None))),
+        )
+        return self._programs[at]
 
     def _calibration(self) -> jax.Array:
         """Training images without augmentation, ``(batches, batch, height, width, channels)``."""
@@ -112,9 +196,13 @@ class Evaluator:
         return data.normalize(images, self._dataset.mean, self._dataset.std)
 
     def _accuracy(self, step: Callable[..., steps.Metrics], *variables: Any) -> float:
-        sums = [step(*variables, batch) for batch in self._examples()]
-        totals = jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
+        totals = self._totals(step, *variables)
         return float(totals["correct"]) / float(totals["weight"])
+
+    def _totals(self, step: Callable[..., steps.Metrics], *variables: Any) -> Any:
+        """Sums over all examples."""
+        sums = [step(*variables, batch) for batch in self._examples()]
+        return jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
 
     def _examples(self) -> Any:
         place = sharding.batches(self._session.mesh)
@@ -125,3 +213,21 @@ class Evaluator:
             every = data.evaluation_batches(self._dataset.test, self._batch_size, place)
             self._batches = list(every)
         return self._batches
+
+
+def _over_chunk(
+    function: Callable[..., Any], chunk: int, axes: tuple[int | None, ...]
+) -> Callable[..., Any]:
+    """``function`` for each of ``chunk`` entries of the arguments whose axis is not None."""
+    if chunk > 1:
+        return jax.vmap(function, in_axes=axes)
+
+    # Without vmap: products of batches of one are slower than plain ones on a CPU.
+    def one(*arguments: Any) -> Any:
+        first = [
+            a if axis is None else jax.tree.map(lambda x: x[0], a)
+            for a, axis in zip(arguments, axes, strict=True)
+        ]
+        return jax.tree.map(lambda x: x[None], function(*first))
+
+    return one

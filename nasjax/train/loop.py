@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from tqdm import tqdm
 
 from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import NonFiniteError, Stopped
+from nasjax.train.interrupt import Interrupt
 from nasjax.train.metrics import JsonlWriter, MetricWriter
 from nasjax.train.state import State
 from nasjax.train.steps import Step
@@ -39,31 +38,6 @@ class Schedule:
     log: int
     save: int
     epoch: int
-
-
-class Interrupt:
-    """Notices Ctrl-C and SIGTERM, and lets the step under way finish."""
-
-    def __init__(self) -> None:
-        self.signal: str | None = None
-
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[Interrupt]:
-        """Catch the signals inside the ``with`` block; a second one is not caught."""
-        previous: dict[int, Any] = {}
-
-        def note(number: int, frame: Any) -> None:
-            self.signal = signal.Signals(number).name
-            signal.signal(number, previous[number])
-
-        for caught in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
-                previous[caught] = signal.signal(caught, note)
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 def run(

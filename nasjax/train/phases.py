@@ -175,20 +175,9 @@ def search(
         waiting = dataclasses.replace(method, learns=False)
         early = compile_step(session, phase, step(waiting))
         compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
-    with_checkpoints = session.checkpointer(phase, space=supernet.space.name)
-    try:
-        state = loop.run(
-            phase,
-            state,
-            compiled,
-            loaders,
-            recipe.schedule(per_epoch),
-            with_checkpoints,
-            session.writers,
-            describe,
-        )
-    finally:
-        with_checkpoints.close()
+    schedule = recipe.schedule(per_epoch)
+    name = supernet.space.name
+    state = run(session, phase, state, compiled, loaders, schedule, describe, space=name)
     return state, method
 
 
@@ -237,17 +226,26 @@ def train(
 
     state = place(session, create, {}, key, weights, variables.get(STATISTICS, {}))
     compiled = compile_step(session, phase, step)
+    rate = recipe.learning_rate(per_epoch)
+    schedule = recipe.schedule(per_epoch)
+    return run(session, phase, state, compiled, [loader], schedule, rate, **identity)
+
+
+def run(
+    session: Session,
+    phase: str,
+    state: State,
+    step: steps.Step,
+    loaders: Sequence[Any],
+    schedule: loop.Schedule,
+    describe: loop.Describe,
+    **identity: Any,
+) -> State:
+    """Run a phase of ``session`` to its end, from its checkpoints; see :func:`loop.run`."""
     checkpoints = session.checkpointer(phase, **identity)
     try:
         return loop.run(
-            phase,
-            state,
-            compiled,
-            [loader],
-            recipe.schedule(per_epoch),
-            checkpoints,
-            session.writers,
-            recipe.learning_rate(per_epoch),
+            phase, state, step, loaders, schedule, checkpoints, session.writers, describe
         )
     finally:
         checkpoints.close()
@@ -353,7 +351,7 @@ def _log_cost(phase: str, compiled: Any, state: State, batches: Sequence[steps.B
         needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
     parameters = sum(x.size for x in jax.tree.leaves(state.weights))
     logger.info(
-        "%s: %s parameters, %d examples a step at each level, %s of memory a device",
+        "%s: %s parameters, %d examples a batch, %s of memory a device",
         phase,
         f"{parameters:,}",
         len(batches[0]["label"]),
@@ -376,8 +374,6 @@ def _describe(
         return {"entropy": mixtures.entropy(mixture), **expected, "mixture": mixture}
 
     def describe(state: State) -> dict[str, Any]:
-        if not method.decides:
-            return dict(rate(state))
         found = {**rate(state), **plain(measure(state.alphas))}
         arch = relax.decode(supernet.space, method, state.alphas)
         judged = {} if judge is None else {"oracle": dict(judge(arch))}

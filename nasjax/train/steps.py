@@ -8,7 +8,7 @@ share one forward function and one optimizer with two partitions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from nasjax.core import mixture as mixtures
 from nasjax.core.precision import at_least_float32
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.relax import Relaxation
@@ -154,6 +155,61 @@ def architecture_gradient(
         return loss(weights if ahead is None else ahead(weights, alphas), alphas)
 
     return jax.grad(outer, has_aux=True)(alphas)
+
+
+def one_shot_step(
+    sides: Sequence[Supernet],
+    module: nn.Module,
+    tx: optax.GradientTransformation,
+    prepare: Prepare,
+    *,
+    decay: float = 0.0,
+) -> Step:
+    """The step ``(state, batch, paths) -> (state, metrics)`` of a training by sampling.
+
+    ``paths (paths, genes)`` are encoded architectures; their gradients are averaged (FairNAS adds
+    them up, which is another learning rate). Their values are traced: one program serves all.
+
+    Args:
+      sides: the super-network. Or several that share their weights and cut the same architecture
+        out of different ends of them: their logits are added up before the loss (BCNet's left and
+        right slices, as ViTAS's released code has them).
+      module: the maximal module that the paths run in, see ``Supernet.maximal``.
+      tx: made by :func:`~nasjax.train.optim.partitioned`.
+      prepare: ``(key, batch) -> (images, soft labels)``.
+      decay: of the moving average of the weights; 0 where none is kept.
+    """
+
+    def step(state: State, batch: Batch, paths: jax.Array) -> tuple[State, Metrics]:
+        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
+        rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
+
+        def loss(weights: Any, path: jax.Array) -> Any:
+            logits: Any = 0.0
+            for side in sides:
+                mixture = mixtures.one_hot_vector(side.space, jnp.maximum(path, 0))
+                given = {**side.superpose({"params": weights}, mixture), **side.empty_statistics}
+                output: Any
+                output, _ = module.apply(given, images, train=True, rngs=rngs, mutable=[STATISTICS])
+                logits = logits + output
+            return cross_entropy(logits, labels), accuracy(logits, labels)
+
+        def one(path: jax.Array) -> Any:
+            (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights, path)
+            return gradient, value, correct
+
+        def add(total: Any, path: jax.Array) -> Any:
+            return jax.tree.map(jnp.add, total, one(path)), None
+
+        total = one(paths[0])
+        if len(paths) > 1:  # one after the other, in the memory of one
+            total, _ = jax.lax.scan(add, total, paths[1:])
+        gradient, value, correct = jax.tree.map(lambda x: x / len(paths), total)
+        metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
+        state, finite = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        return _finish(state, finite, decay), metrics
+
+    return step
 
 
 def train_step(

@@ -1,0 +1,163 @@
+"""The two stages of a search by sampling, from their sections of a configuration."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import experiment
+import jax
+
+from nasjax import sampling, search, spaces
+from nasjax.core.errors import NasjaxError
+from nasjax.core.supernet import Supernet
+from nasjax.search import History, Oracle, Problem
+from nasjax.train import one_shot
+from nasjax.train import state as states
+from nasjax.train.evaluate import Evaluator
+
+
+def is_wanted(settings: Mapping[str, Any]) -> bool:
+    """Whether ``config.search`` trains by sampling."""
+    return bool((settings.get("sampler") or {}).get("kind"))
+
+
+def train_and_search(
+    run: experiment.Experiment, oracle: Oracle | None = None, weights: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """The super-network's weights, trained by sampling, and the best architecture.
+
+    Writes history.jsonl as it goes, and pareto.json and pareto.csv.
+
+    Args:
+      run: the experiment.
+      oracle: judges the best so far, which no searcher sees.
+      weights: to start from; drawn anew where None.
+    """
+    settings = run.config["search"]
+    fraction = settings["weights_fraction"]
+    others = sides(run)
+    state = one_shot.train_supernet(
+        run.session,
+        run.supernet,
+        make_sampler(run.supernet, settings["sampler"]),
+        run.dataset,
+        run.recipe("search"),
+        weights_fraction=fraction,
+        others=others,
+        weights=weights,
+        probes=make_probes(settings.get("probes")),
+    )
+    trained = states.evaluated(state)
+    wanted = make_problem(run.supernet, settings)
+    given = dict(settings.get("evaluation") or {})
+    unseen = one_shot.held_out(run.session, run.dataset, fraction, given.get("examples", 0))
+    evaluator = Evaluator(
+        run.session,
+        unseen,
+        given.get("batch_size", 500),
+        run.recipe("search").augmentation.size,
+        given.get("chunk") or None,
+    )
+
+    def evaluate(archs: Any) -> Any:
+        for arch, accuracy in evaluator.population(run.supernet, trained, archs, others):
+            yield arch, {"accuracy": accuracy}
+
+    chosen = dict(settings["searcher"])
+    history = History(
+        run.supernet.space,
+        run.session.workdir / "history.jsonl",
+        {**wanted.describe(), "searcher": chosen, "seed": run.session.seed},
+    )
+    search.run(
+        wanted,
+        make_searcher(wanted, chosen, run.session.key("searcher")),
+        evaluate,
+        chosen["evaluations"],
+        history,
+        progress=chosen["name"],
+    )
+    if jax.process_index() == 0:
+        search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
+    if oracle is not None:
+        lines = regrets(wanted, history, oracle)
+        run.session.write_json("anytime.json", lines)
+    return trained, search.best(wanted, history).arch
+
+
+def sides(run: experiment.Experiment) -> list[Supernet]:
+    """The super-networks whose logits are added in training: other ends of the same weights."""
+    named = run.config["search"].get("sides") or ()
+    return [spaces.make(**{**run.config["space"], "side": side}) for side in named]
+
+
+def make_sampler(supernet: Supernet, values: Mapping[str, Any]) -> sampling.Sampler:
+    """The sampler that ``config.search.sampler`` describes."""
+    given = {n: v for n, v in values.items() if v is not None}
+    return sampling.sampler(given.pop("kind"), supernet, given.pop("limits", None), **given)
+
+
+def make_probes(values: Mapping[str, Any] | None) -> one_shot.Probes | None:
+    """What is looked at while the super-network trains; nothing where ``every`` is 0."""
+    if not values or not values.get("every"):
+        return None
+    return experiment.build(one_shot.Probes, values, "search.probes")
+
+
+def make_problem(supernet: Supernet, settings: Mapping[str, Any]) -> Problem:
+    """The problem of ``config.search``; constraints with a maximum of 0 are left out."""
+    objectives = settings.get("objectives") or ("accuracy",)
+    objectives = (objectives,) if isinstance(objectives, str) else tuple(objectives)
+    limits = {n: v for n, v in (settings.get("constraints") or {}).items() if v and v[1]}
+    costs = {}
+    if settings.get("latency"):
+        costs["latency"] = read_predictor(supernet, settings["latency"])
+    elif "latency" in (*objectives, *limits):
+        raise NasjaxError(
+            "latency needs a predictor in config.search.latency; make one with "
+            "launch/benchmark.py latency."
+        )
+    drawn = make_sampler(supernet, settings["sampler"])
+    return search.problem(supernet, objectives, limits, costs, drawn.sample)
+
+
+def read_predictor(supernet: Supernet, path: str) -> Any:
+    """The latency predictor in a file that launch/benchmark.py latency wrote."""
+    from nasjax.search.latency import LatencyPredictor
+
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise NasjaxError(
+            f"config.search.latency = {path!r} cannot be read ({error}); give the latency.json of "
+            "launch/benchmark.py latency."
+        ) from None
+    return LatencyPredictor.from_json(supernet, content)
+
+
+def make_searcher(problem: Problem, values: Mapping[str, Any], key: jax.Array) -> search.Searcher:
+    """The searcher that ``config.search.searcher`` describes."""
+    name = values["name"]
+    own = values.get(name) or {}
+    return search.searcher(name, problem, key, population=values["population"], **own)
+
+
+def regrets(problem: Problem, history: History, oracle: Oracle) -> list[dict[str, Any]]:
+    """The any-time curve: the oracle's score of the best so far, wherever it changes."""
+    first = problem.objectives[0]
+    lines: list[dict[str, Any]] = []
+    best = None
+    for number, entry in enumerate(history, start=1):
+        value = first.sign * entry.values[first.name]
+        if best is None or value < best:
+            best = value
+            lines.append({"step": number, "oracle": dict(oracle.score(entry.arch))})
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit("two_stage.py only helps the launchers; run search.py with a sampler.")

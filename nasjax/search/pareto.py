@@ -1,0 +1,82 @@
+"""Pareto sets: what no other architecture beats in every objective, and files of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nasjax.search.history import Evaluated, History
+from nasjax.search.problem import Problem
+
+
+def non_dominated(values: np.ndarray) -> np.ndarray:
+    """Which rows of ``values (points, objectives)``, less being better, no other row dominates.
+
+    A row dominates another that it is nowhere worse than and somewhere better; equal rows stay.
+    """
+    values = np.asarray(values, float)
+    order = np.lexsort(values.T[::-1])
+    front: list[int] = []
+    for i in order:  # whoever dominates a row comes before it
+        kept = values[front]
+        beaten = (kept <= values[i]).all(-1) & (kept < values[i]).any(-1)
+        if not beaten.any():
+            front.append(int(i))
+    mask = np.zeros(len(values), bool)
+    mask[front] = True
+    return mask
+
+
+def pareto_front(problem: Problem, history: History) -> list[Evaluated]:
+    """The architectures of ``history`` that none dominates, best by the first objective first."""
+    entries = list(history)
+    values = problem.minimized([e.values for e in entries])
+    front = [(tuple(values[i]), i) for i in np.flatnonzero(non_dominated(values))]
+    return [entries[i] for _, i in sorted(front)]
+
+
+def write_front(
+    directory: pathlib.Path | str, problem: Problem, front: Sequence[Evaluated]
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Write ``pareto.json`` and ``pareto.csv``: whole architectures and all that is known of them.
+
+    The CSV file has a column for each value and one with the architecture as JSON.
+
+    Returns:
+      The two paths.
+    """
+    directory = pathlib.Path(directory)
+    objectives = [
+        {"name": o.name, "direction": "max" if o.maximize else "min", "unit": o.unit}
+        for o in problem.objectives
+    ]
+    content = {
+        "space": problem.space.name,
+        "objectives": objectives,
+        "constraints": [str(c) for c in problem.constraints],
+        "architectures": [{"architecture": e.arch, **e.values} for e in front],
+    }
+    wanted = [o.name for o in problem.objectives]
+    columns = [*wanted, *(n for n in (front[0].values if front else ()) if n not in wanted)]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([*columns, "architecture"])
+    for entry in front:
+        writer.writerow([*(entry.values.get(n, "") for n in columns), json.dumps(entry.arch)])
+    paths = directory / "pareto.json", directory / "pareto.csv"
+    _replace(paths[0], json.dumps(content, indent=2) + "\n")
+    _replace(paths[1], table.getvalue())
+    return paths
+
+
+def _replace(path: pathlib.Path, text: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,135 @@
+"""Running a search: whoever proposes, whoever evaluates, nothing twice and nothing lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from nasjax.core import architecture
+from nasjax.core.architecture import Arch
+from nasjax.search.errors import SearchError
+from nasjax.search.history import Evaluated, History
+from nasjax.search.problem import Problem, Values
+from nasjax.search.searchers import Searcher
+from nasjax.train.errors import Stopped
+from nasjax.train.interrupt import Interrupt
+
+Evaluate = Callable[[Sequence[Arch]], Iterable[tuple[Arch, Values]]]
+_IDLE = 20  # rounds in a row that propose nothing new, after which a search is over
+
+
+def one_by_one(score: Callable[[Arch], float], name: str = "accuracy") -> Evaluate:
+    """The evaluation of a population by a function of one architecture."""
+    return lambda archs: ((arch, {name: score(arch)}) for arch in archs)
+
+
+def run(
+    problem: Problem,
+    searcher: Searcher,
+    evaluate: Evaluate,
+    evaluations: int,
+    history: History | None = None,
+    *,
+    progress: str | None = None,
+) -> History:
+    """Search until ``evaluations`` architectures are known, or the searcher has no more.
+
+    What the history holds is not evaluated again: the searcher is told what is known, so a search
+    that is started again with the same history ends as if it had never been stopped.
+
+    Args:
+      problem: what is searched for.
+      searcher: proposes; newly made.
+      evaluate: ``architectures -> pairs of an architecture and its values``, in any order. The
+        problem's costs are added to the values. Each pair is written down when it comes.
+      evaluations: different architectures evaluated in all.
+      history: to fill; one in memory where None.
+      progress: what a progress bar is called; None for no bar.
+
+    Returns:
+      The history; :func:`best` and :func:`pareto_front` read it.
+
+    Raises:
+      SearchError: if nothing is to be evaluated, or ``evaluate`` lacks an objective.
+      Stopped: after SIGINT or SIGTERM; what was evaluated is kept.
+    """
+    if evaluations < 1:
+        raise SearchError(
+            f"{evaluations} architectures cannot be compared; 1 or more were expected."
+        )
+    history = History(problem.space) if history is None else history
+    seen: set[tuple[int, ...]] = set()
+    idle = 0
+    bar = tqdm(
+        total=evaluations,
+        initial=min(len(history), evaluations),
+        desc=progress,
+        unit="network",
+        dynamic_ncols=True,
+        disable=progress is None or jax.process_index() != 0,
+    )
+    with Interrupt().watch() as interrupt, bar:
+        while len(history) < evaluations and idle < _IDLE:
+            asked = searcher.ask()
+            if not asked:
+                break
+            codes = [tuple(architecture.encode(problem.space, a).tolist()) for a in asked]
+            idle = idle + 1 if seen.issuperset(codes) else 0
+            seen.update(codes)
+            new = {c: a for c, a in zip(codes, asked, strict=True) if history.get(a) is None}
+            few = list(new.values())[: evaluations - len(history)]
+            for arch, values in _evaluated(problem, evaluate, few):
+                history.add(arch, values)
+                if not bar.disable:
+                    bar.set_postfix_str(_summary(problem, history), refresh=False)
+                bar.update(1)
+                if interrupt.signal is not None and len(history) < evaluations:
+                    raise Stopped(
+                        f"{interrupt.signal}: stopped after {len(history)} of {evaluations} "
+                        "architectures, all of them saved; run the same command again to continue."
+                    )
+            if len(history) < evaluations:
+                searcher.tell([history.get(arch) or {} for arch in asked])
+    return history
+
+
+def best(problem: Problem, history: History) -> Evaluated:
+    """The best architecture by the first objective; of several the smallest.
+
+    Raises:
+      SearchError: if nothing was evaluated.
+    """
+    entries = list(history)
+    if not entries:
+        raise SearchError("nothing was evaluated, so nothing is the best; evaluate some first.")
+    first = problem.objectives[0]
+
+    def order(entry: Evaluated) -> tuple[Any, ...]:
+        # Not by age: after a kill a generation may be evaluated in another order.
+        code = tuple(architecture.encode(problem.space, entry.arch).tolist())
+        return first.sign * entry.values[first.name], entry.values.get("params", 0), code
+
+    return min(entries, key=order)
+
+
+def _evaluated(
+    problem: Problem, evaluate: Evaluate, archs: Sequence[Arch]
+) -> Iterable[tuple[Arch, dict[str, Any]]]:
+    for arch, values in evaluate(archs) if archs else ():
+        every = {**problem.known(arch), **values}
+        for objective in problem.objectives:
+            if objective.name not in every:
+                raise SearchError(
+                    f"the evaluation gives {', '.join(every)}, but the objective is "
+                    f"{objective.name!r}; let it give that, or name another objective."
+                )
+        yield arch, every
+
+
+def _summary(problem: Problem, history: History) -> str:
+    first = problem.objectives[0]
+    values = [first.sign * e.values[first.name] for e in history]
+    return f"best {first.name} {first.sign * min(values):.4g}"

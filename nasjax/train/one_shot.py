@@ -1,0 +1,215 @@
+"""Training a super-network by sampling: the first of two stages (SPOS, AutoFormer, ViTAS)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from nasjax import data
+from nasjax.core import architecture
+from nasjax.core.architecture import Arch
+from nasjax.core.errors import NasjaxError
+from nasjax.core.supernet import Supernet
+from nasjax.sampling import Sampler
+from nasjax.train import optim, phases, sharding, steps
+from nasjax.train import state as states
+from nasjax.train.evaluate import Evaluator
+from nasjax.train.rng import stream
+from nasjax.train.session import Session
+from nasjax.train.state import State
+
+
+@dataclasses.dataclass(frozen=True)
+class Probes:
+    """Sub-networks whose accuracy is logged while the super-network trains.
+
+    The smallest, the largest and some random ones that stay the same, with inherited weights on
+    the part of the training data that trains nothing.
+
+    Attributes:
+      every: steps between two looks.
+      random: number of random sub-networks.
+      batch_size: examples evaluated at once.
+      examples: how many examples are used at most; 0 for all.
+    """
+
+    every: int
+    random: int = 3
+    batch_size: int = 500
+    examples: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.random < 0 or self.batch_size < 1 or self.examples < 0:
+            raise NasjaxError(
+                f"{self} cannot be looked at; every and batch_size from 1 and counts from 0 were "
+                "expected."
+            )
+
+    def networks(self, space: Any, key: jax.Array) -> dict[str, dict[str, Any]]:
+        """The sub-networks by name."""
+        drawn = {
+            f"random {i + 1}": architecture.sample(space, jax.random.fold_in(key, i))
+            for i in range(self.random)
+        }
+        ends = {"smallest": architecture.smallest(space), "largest": architecture.largest(space)}
+        return {**ends, **drawn}
+
+
+def train_supernet(
+    session: Session,
+    supernet: Supernet,
+    sampler: Sampler,
+    dataset: data.Dataset,
+    recipe: phases.Recipe,
+    *,
+    weights_fraction: float = 0.8,
+    others: Sequence[Supernet] = (),
+    weights: Mapping[str, Any] | None = None,
+    probes: Probes | None = None,
+    phase: str = "search",
+) -> State:
+    """Train ``supernet`` by sub-networks that ``sampler`` draws, one program for all of them.
+
+    A space with static choices has a program for each combination of their options.
+
+    Args:
+      session: of the run.
+      supernet: what is trained.
+      sampler: of the sub-networks.
+      dataset: its training part is divided; see :func:`held_out` for the part that trains nothing.
+      recipe: of the weights.
+      weights_fraction: part of the training data that trains the weights.
+      others: further super-networks of the same weights whose logits are added, see
+        :func:`~nasjax.train.steps.one_shot_step`.
+      weights: to start from; drawn anew where None.
+      probes: what is logged on the way.
+      phase: its name, also of its checkpoints.
+
+    Raises:
+      NasjaxError: if the images do not fit, or a step's architectures have different static
+        options.
+    """
+    phases.check_images(supernet, dataset, recipe.augmentation)
+    split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
+    loader = phases.make_loader(session, split.weights, recipe, supernet.input_shape, 0)
+    per_epoch = loader.steps_per_epoch
+    tx = optim.partitioned(recipe.transformation(per_epoch))
+    key = session.key(phase)
+    if weights is None:
+        weights = supernet.init(stream(key, "init"))["params"]
+
+    def create(key: jax.Array, weights: Any) -> State:
+        return states.create(key, weights, tx, average=recipe.average > 0)
+
+    state = phases.place(session, create, supernet.names["params"], key, weights)
+    prepare = phases.preparation(dataset, recipe.augmentation)
+    sides = (supernet, *others)
+
+    def build(arch: Arch) -> steps.Step:
+        module = supernet.maximal(arch)
+        step = steps.one_shot_step(sides, module, tx, prepare, decay=recipe.average)
+        return phases.compile_step(session, phase, step)
+
+    rate = recipe.learning_rate(per_epoch)
+    schedule = recipe.schedule(per_epoch)
+    describe: Callable[[State], Mapping[str, Any]] = rate
+    if probes is not None:
+        unseen = held_out(session, dataset, weights_fraction, probes.examples)
+        look = _looking(session, supernet, unseen, recipe, probes)
+
+        def describe(state: State) -> dict[str, Any]:
+            number = int(state.step)
+            due = number % probes.every < schedule.log or number == schedule.steps
+            return {**rate(state), **({"probes": look(state)} if due else {})}
+
+    return phases.run(
+        session,
+        phase,
+        state,
+        _by_static(session, supernet, build),
+        [loader, _Paths(sampler, stream(key, "paths"))],
+        schedule,
+        describe,
+        space=supernet.space.name,
+    )
+
+
+def held_out(
+    session: Session, dataset: data.Dataset, weights_fraction: float, examples: int = 0
+) -> data.Dataset:
+    """``dataset`` whose test part is the training images that :func:`train_supernet` left out.
+
+    Args:
+      session: of the run, whose seed divides.
+      dataset: the data.
+      weights_fraction: as in the training.
+      examples: how many are used at most, evenly spaced; 0 for all.
+    """
+    part = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed).alphas
+    if examples and examples < len(part):
+        part = part.take(np.linspace(0, len(part) - 1, examples).astype(int))
+    return dataclasses.replace(dataset, test=part)
+
+
+class _Paths:
+    """The architectures of each step, in place of a loader."""
+
+    def __init__(self, sampler: Sampler, key: jax.Array) -> None:
+        # On the host: read from a GPU, the key of a step would wait for the steps before it.
+        self._sampler = sampler
+        self._key = jax.device_put(key, jax.local_devices(backend="cpu")[0])
+
+    def batch(self, number: int) -> list[dict[str, Any]]:
+        return self._sampler(self._key, number)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Any) -> None:
+        del state
+
+
+def _by_static(
+    session: Session, supernet: Supernet, build: Callable[[Arch], steps.Step]
+) -> Callable[..., tuple[State, steps.Metrics]]:
+    """The step of the architectures' static options, on their encodings."""
+    compiled: dict[tuple[Any, ...], steps.Step] = {}
+    place = sharding.replicated(session.mesh)
+
+    def call(
+        state: State, batch: steps.Batch, archs: Sequence[Arch]
+    ) -> tuple[State, steps.Metrics]:
+        options = {supernet.static(arch) for arch in archs}
+        if len(options) != 1:
+            raise NasjaxError(
+                f"the architectures of a step have different {', '.join(supernet.space.static)}, "
+                "which run in different programs; sample one architecture a step, or fairly."
+            )
+        (static,) = options
+        if static not in compiled:
+            compiled[static] = build(archs[0])
+        paths = np.stack([architecture.encode(supernet.space, arch) for arch in archs])
+        return compiled[static](state, batch, jax.device_put(paths, place))
+
+    return call
+
+
+def _looking(
+    session: Session,
+    supernet: Supernet,
+    dataset: data.Dataset,
+    recipe: phases.Recipe,
+    probes: Probes,
+) -> Callable[[State], dict[str, float]]:
+    evaluator = Evaluator(session, dataset, probes.batch_size, recipe.augmentation.size)
+    networks = probes.networks(supernet.space, session.key("probes"))
+
+    def look(state: State) -> dict[str, float]:
+        found = evaluator.architectures(supernet, states.evaluated(state), list(networks.values()))
+        return dict(zip(networks, found, strict=True))
+
+    return look
