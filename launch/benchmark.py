@@ -4,12 +4,20 @@
     python launch/benchmark.py quickstart --seeds 5 --workdir runs/quickstart_seeds
     python launch/benchmark.py sharing --space nas_bench_201
     python launch/benchmark.py oracle --space toy_cell --data idx:FOLDER --table TABLE.csv
+    python launch/benchmark.py single_vs_two_stage
+    python launch/benchmark.py population
+    python launch/benchmark.py searchers --space toy_conv_macro --table TABLE.csv
+    python launch/benchmark.py latency
 
 ``superposition`` compares the search step (loss, gradients of weights and alphas) with the plain
 largest network of the same module, interleaved in one process. ``quickstart`` runs the quickstart
 with several seeds, beside random architectures retrained in the same way. ``sharing`` compares
 entangled weights with plain weight sharing; ``oracle`` searches with both and judges what is found
-by a table of true accuracies. Stopped, both that search continue where they were.
+by a table of true accuracies. ``single_vs_two_stage`` compares searches by gradient with training
+by sampling and then searching. ``population`` evaluates architectures in one program, beside a loop
+over extracted networks; ``searchers`` runs searchers on a table alone; ``latency`` measures
+sub-networks on this machine and fits a predictor. Stopped, those that search continue where they
+were.
 """
 
 from __future__ import annotations
@@ -24,6 +32,7 @@ from collections.abc import Callable
 from typing import Any
 
 import benchmark_oracle
+import benchmark_two_stage
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +181,7 @@ def main() -> None:
     command.add_argument("--workdir", default="runs/quickstart_seeds")
     command.set_defaults(run=quickstart)
     benchmark_oracle.add_commands(commands)
+    benchmark_two_stage.add_commands(commands)
     options = parser.parse_args()
     result = options.run(options)
     device = jax.devices()[0]

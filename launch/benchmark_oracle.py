@@ -83,10 +83,13 @@ FORMS = {
 def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int) -> dict[str, Any]:
     """What one search found; run in a process of its own, which resumes by itself."""
     workdir = pathlib.Path(options.workdir) / f"{method}_{sharing}_{seed}"
-    measured = workdir / "measured.json"
+    sampled = {"spos": "random", "spos+rs": "random", "spos+es": "evolution"}
+    how = [f"search.relaxation.name={method}"]
+    if method in sampled:
+        how = ["search.sampler.kind=uniform", f"search.searcher.name={sampled[method]}"]
     values = [
         f"seed={seed}",
-        f"search.relaxation.name={method}",
+        *how,
         *FORMS[sharing],
         f"data.name={options.data}",
         f"oracle.path={options.table}",
@@ -98,6 +101,16 @@ def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int)
     config = LAUNCH.parent / "configs" / f"{options.space}.py"
     arguments = [f"--config={config}:{options.size}"]
     arguments += [f"--config.{value}" for value in values]
+    found = searched(workdir, arguments)
+    result = json.loads((workdir / "result.json").read_text())
+    curve = report.anytime(report.Run.load(workdir))
+    memory = result.get("peak_device_bytes") or found["peak_host_bytes"]
+    return {**found, "peak_memory_bytes": memory, "oracle": result["oracle"], "curve": curve}
+
+
+def searched(workdir: pathlib.Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Run launch/search.py in ``workdir``, unless that is over; its seconds and peak memory."""
+    measured = workdir / "measured.json"
     if not measured.exists():
         workdir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(LAUNCH / "search.py"), *arguments, f"--workdir={workdir}"]
@@ -108,21 +121,18 @@ def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int)
         if status:
             sys.exit(f"error: the search of {workdir} failed; its message is above.")
         found = {
-            "arguments": arguments,
+            "arguments": list(arguments),
             "seconds": time.perf_counter() - began,
             "peak_host_bytes": resident,
         }
         measured.write_text(json.dumps(found))
-    result = json.loads((workdir / "result.json").read_text())
     found = json.loads(measured.read_text())
     before = found.get("arguments", [])
-    if before != arguments:
+    if before != list(arguments):
         pairs = itertools.zip_longest(before, arguments)
         was, now = next(pair for pair in pairs if pair[0] != pair[1])
         sys.exit(f"error: {workdir} holds another search ({was}, not {now}); give a new --workdir.")
-    curve = report.anytime(report.Run.load(workdir))
-    memory = result.get("peak_device_bytes") or found["peak_host_bytes"]
-    return {**found, "peak_memory_bytes": memory, "oracle": result["oracle"], "curve": curve}
+    return found
 
 
 def _run(command: Sequence[str]) -> tuple[int, int]:

@@ -110,6 +110,7 @@ def _by_gradient(
         budget=budget(settings.get("budget")),
         second_order=settings.get("second_order", False),
         judge=None if oracle is None else oracle.score,
+        probes=two_stage.make_probes(settings.get("probes")),
     )
     return states.evaluated(state), relax.decode(run.supernet.space, method, state.alphas)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from nasjax.search import History, Oracle, Problem
 from nasjax.train import one_shot
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
+from nasjax.train.metrics import JsonlWriter
+from nasjax.train.probes import Probes, held_out
 
 
 def is_wanted(settings: Mapping[str, Any]) -> bool:
@@ -54,7 +57,7 @@ def train_and_search(
     trained = states.evaluated(state)
     wanted = make_problem(run.supernet, settings)
     given = dict(settings.get("evaluation") or {})
-    unseen = one_shot.held_out(run.session, run.dataset, fraction, given.get("examples", 0))
+    unseen = held_out(run.session, run.dataset, fraction, given.get("examples", 0))
     evaluator = Evaluator(
         run.session,
         unseen,
@@ -73,6 +76,7 @@ def train_and_search(
         run.session.workdir / "history.jsonl",
         {**wanted.describe(), "searcher": chosen, "seed": run.session.seed},
     )
+    before, began = len(history), time.perf_counter()
     search.run(
         wanted,
         make_searcher(wanted, chosen, run.session.key("searcher")),
@@ -81,11 +85,10 @@ def train_and_search(
         history,
         progress=chosen["name"],
     )
+    if len(history) > before:
+        write_curve(run, wanted, history, oracle, time.perf_counter() - began)
     if jax.process_index() == 0:
         search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
-    if oracle is not None:
-        lines = regrets(wanted, history, oracle)
-        run.session.write_json("anytime.json", lines)
     return trained, search.best(wanted, history).arch
 
 
@@ -101,11 +104,11 @@ def make_sampler(supernet: Supernet, values: Mapping[str, Any]) -> sampling.Samp
     return sampling.sampler(given.pop("kind"), supernet, given.pop("limits", None), **given)
 
 
-def make_probes(values: Mapping[str, Any] | None) -> one_shot.Probes | None:
+def make_probes(values: Mapping[str, Any] | None) -> Probes | None:
     """What is looked at while the super-network trains; nothing where ``every`` is 0."""
     if not values or not values.get("every"):
         return None
-    return experiment.build(one_shot.Probes, values, "search.probes")
+    return experiment.build(Probes, values, "search.probes")
 
 
 def make_problem(supernet: Supernet, settings: Mapping[str, Any]) -> Problem:
@@ -146,17 +149,35 @@ def make_searcher(problem: Problem, values: Mapping[str, Any], key: jax.Array) -
     return search.searcher(name, problem, key, population=values["population"], **own)
 
 
-def regrets(problem: Problem, history: History, oracle: Oracle) -> list[dict[str, Any]]:
-    """The any-time curve: the oracle's score of the best so far, wherever it changes."""
+def write_curve(
+    run: experiment.Experiment,
+    problem: Problem,
+    history: History,
+    oracle: Oracle | None,
+    seconds: float,
+) -> None:
+    """Log the any-time curve: the best so far wherever it changes, over evaluations.
+
+    ``seconds`` is what all of them took, of a search that was continued its last part.
+    """
     first = problem.objectives[0]
-    lines: list[dict[str, Any]] = []
+    for writer in run.session.writers:
+        if isinstance(writer, JsonlWriter):
+            writer.rewind("evaluations", 0)
     best = None
-    for number, entry in enumerate(history, start=1):
+    entries = list(history)
+    for number, entry in enumerate(entries, start=1):
         value = first.sign * entry.values[first.name]
-        if best is None or value < best:
-            best = value
-            lines.append({"step": number, "oracle": dict(oracle.score(entry.arch))})
-    return lines
+        if best is not None and value >= best[0] and number < len(entries):
+            continue
+        if best is None or value < best[0]:
+            best = value, entry
+        spent = seconds * number / len(entries)
+        line = {"architecture": best[1].arch, **best[1].values, "seconds": spent}
+        if oracle is not None:
+            line["oracle"] = dict(oracle.score(best[1].arch))
+        for writer in run.session.writers:
+            writer.write("evaluations", number, line)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+# What is measured once a network is found.
+COMPARE: dict[str, Any] = {
+    "batch_size": 500,
+    "samples": 20,
+    "finetune": True,
+    "retrain": True,
+    "retrain_largest": False,
+    "retrain_random": 0,
+}
+
 
 def vit_augmentation(*, shift: int = 0, size: int | None = None) -> dict[str, Any]:
     """AutoFormer's augmentation: RandAugment, erasing, mixup, cutmix, label smoothing.
@@ -140,12 +150,7 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
         "search": vit_search(augmentation),
         "finetune": training,
         "retrain": training,
-        "compare": {
-            "batch_size": 500,
-            "samples": 20,
-            "retrain_largest": False,
-            "retrain_random": 0,
-        },
+        "compare": dict(COMPARE),
         "mesh": {"data": -1, "model": 1},
         "sharding": "replicated",
     }
@@ -248,14 +253,7 @@ def searched_run(
         "search": search,
         "finetune": finetune or tenth,
         "retrain": retrain,
-        "compare": {
-            "batch_size": 500,
-            "samples": 20,
-            "finetune": True,
-            "retrain": True,
-            "retrain_largest": False,
-            "retrain_random": 0,
-        },
+        "compare": dict(COMPARE),
         "mesh": {"data": -1, "model": 1},
         "sharding": "replicated",
     }

@@ -5,6 +5,7 @@ a machine without an accelerator, while the search is still running, or long aft
 figures need matplotlib (``pip install "nasjax[report]"``); loading and tables do not.
 """
 
+from nasjax.report.formats import format_accuracy, format_flops, format_params
 from nasjax.report.html import write_report
 from nasjax.report.oracle import anytime, format_oracle, oracle_plot, regret_plot
 from nasjax.report.plots import (
@@ -14,19 +15,32 @@ from nasjax.report.plots import (
     training_plot,
 )
 from nasjax.report.record import Run
+from nasjax.report.second_stage import (
+    anytime_accuracy,
+    anytime_plot,
+    population_plot,
+    probes_plot,
+)
 from nasjax.report.tables import format_columns, format_table, html_table
 
 __all__ = [
     "Run",
     "accuracy_size_plot",
     "anytime",
+    "anytime_accuracy",
+    "anytime_plot",
     "architecture_plot",
+    "format_accuracy",
     "format_columns",
+    "format_flops",
     "format_oracle",
+    "format_params",
     "format_table",
     "html_table",
     "mixture_plot",
     "oracle_plot",
+    "population_plot",
+    "probes_plot",
     "regret_plot",
     "training_plot",
     "write_report",

@@ -10,7 +10,7 @@ from typing import Any
 
 from nasjax.report.formats import format_accuracy, format_flops, format_params, is_number
 from nasjax.report.oracle import anytime, format_oracle, oracle_plot
-from nasjax.report.page import BODY, ORACLE, STYLE, TABLE_HINT
+from nasjax.report.page import BODY, ORACLE, SECTION, STYLE, TABLE_HINT
 from nasjax.report.plots import (
     accuracy_size_plot,
     architecture_plot,
@@ -18,6 +18,7 @@ from nasjax.report.plots import (
     training_plot,
 )
 from nasjax.report.record import Run
+from nasjax.report.second_stage import population_plot, probes_plot
 from nasjax.report.style import GRID, INK, MUTED, PAPER, require_matplotlib
 from nasjax.report.tables import html_table
 
@@ -155,13 +156,7 @@ def _page(run: Run) -> str:
             if run.rows or run.samples
             else "",
         ),
-        mixture=_figure(
-            mixture_plot(run),
-            "Per layer: the colour is the most probable option, the fainter the less certain; "
-            "the option that leads at the end stands at the right. Layer 1 is next to the input."
-            if run.layers
-            else "",
-        ),
+        mixture=_mixture(run),
         training=_figure(
             training_plot(run),
             "Entropy is 1 while all options are equally probable and 0 when every choice is made. "
@@ -170,6 +165,7 @@ def _page(run: Run) -> str:
             else "",
         ),
         oracle=_oracle(run),
+        second=_second(run),
         config=_config(run),
         versions=_versions(run),
     )
@@ -184,6 +180,33 @@ def _oracle(run: Run) -> str:
     caption = "The architecture that led at each logged step, as the table has it. The search "
     caption += "does not see the table."
     return ORACLE.format(text=text, figure=_figure(oracle_plot(run), caption))
+
+
+def _mixture(run: Run) -> str:
+    """How the mixture came about; empty for a super-network trained by sampling, without one."""
+    lines = run.lines("search")
+    if run.history or any("probes" in r and "mixture" not in r for r in lines):
+        return ""
+    caption = (
+        "Per layer: the colour is the most probable option, the fainter the less certain; "
+        "the option that leads at the end stands at the right. Layer 1 is next to the input."
+    )
+    figure = _figure(mixture_plot(run), caption if run.layers else "")
+    return SECTION.format(title="How the choices were made", figure=figure)
+
+
+def _second(run: Run) -> str:
+    """Sections on what was evaluated, and on sub-networks seen on the way; empty without either."""
+    text = ""
+    if run.history:
+        caption = "Accuracy with inherited weights on training images that trained no weights."
+        figure = _figure(population_plot(run), caption)
+        text += SECTION.format(title="The search of the trained super-network", figure=figure)
+    if any("probes" in line for line in run.lines("search")):
+        caption = "Inherited weights, on training images that do not train the weights."
+        figure = _figure(probes_plot(run), caption)
+        text += SECTION.format(title="Sub-networks while the weights trained", figure=figure)
+    return text
 
 
 def _config(run: Run) -> str:

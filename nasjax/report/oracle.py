@@ -42,8 +42,12 @@ def format_oracle(judged: Mapping[str, Any]) -> str:
 
 
 def anytime(run: Run) -> Curve:
-    """Steps, and the regret in points of the architecture that led at each of them."""
-    lines = [r for r in run.lines("search") if isinstance(r.get("oracle"), Mapping)]
+    """Steps, and the regret in points of the architecture that led at each of them.
+
+    Of a search in two stages, where no architecture leads while the weights train, evaluations.
+    """
+    every = [*run.lines("search"), *run.lines("evaluations")]
+    lines = [r for r in every if isinstance(r.get("oracle"), Mapping)]
     pairs = [(r["step"], r["oracle"].get("regret")) for r in lines]
     pairs = [(step, regret) for step, regret in pairs if is_number(regret)]
     return [float(s) for s, _ in pairs], [float(r) for _, r in pairs]

@@ -51,6 +51,12 @@ ORACLE = """\
 </section>
 """
 
+SECTION = """\
+<section><h2>{title}</h2>
+{figure}
+</section>
+"""
+
 BODY = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -76,10 +82,7 @@ BODY = """\
 <section><h2>Accuracy and size</h2>
 {size}
 </section>
-{oracle}<section><h2>How the choices were made</h2>
-{mixture}
-</section>
-<section><h2>Training</h2>
+{oracle}{second}{mixture}<section><h2>Training</h2>
 {training}
 </section>
 <section><h2>Settings</h2>

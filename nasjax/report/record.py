@@ -33,6 +33,8 @@ class Run:
         arch: Contents of ``arch.json``; empty when it is missing.
         result: Contents of ``result.json``; empty when it is missing.
         config: Contents of ``config.json``; empty when it is missing.
+        history: Values of each architecture in ``history.jsonl``, in the order of evaluation.
+        pareto: Contents of ``pareto.json``; empty when it is missing.
         notes: One sentence for each thing that is missing or unreadable.
     """
 
@@ -42,6 +44,8 @@ class Run:
     result: Record = field(default_factory=dict)
     config: Record = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    history: tuple[Record, ...] = ()
+    pareto: Record = field(default_factory=dict)
 
     @classmethod
     def load(cls, workdir: str | Path) -> Run:
@@ -61,7 +65,13 @@ class Run:
         arch, result, config = (
             _read_object(folder / f"{stem}.json", notes) for stem in ("arch", "result", "config")
         )
-        return cls(folder.resolve().name, metrics, arch, result, config, tuple(notes))
+        name, history, pareto = folder.resolve().name, (), {}
+        if (folder / "history.jsonl").is_file():  # only a search in two stages has them
+            lines = _read_lines(folder / "history.jsonl", notes)
+            history = tuple(_objects([line.get("values") for line in lines]))
+        if (folder / "pareto.json").is_file():
+            pareto = _read_object(folder / "pareto.json", notes)
+        return cls(name, metrics, arch, result, config, tuple(notes), history, pareto)
 
     @property
     def phases(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nasjax.report.formats import format_tick, is_number
@@ -55,7 +56,7 @@ def training_plot(run: Run) -> str:
     network found and the baselines.
     """
     searched = bool(run.lines("search"))
-    later = [p for p in run.phases if p != "search" and run.lines(p)]
+    later = [p for p in run.phases if p not in ("search", "evaluations") and run.lines(p)]
     if not searched and not later:
         return message_svg("training", "No step has been logged yet.")
     with figure_style():
@@ -64,20 +65,27 @@ def training_plot(run: Run) -> str:
         widest = max((text_width(str(h.get_label()), 9.5) for h in handles), default=0.0) + 0.45
         columns = max(1, int((WIDTH - 1.0) / widest))
         legend = 0.3 + 0.21 * -(-len(handles) // columns)
-        block = _HEAD + _HEIGHT + _FOOT
-        sheet = Sheet(2 * block * searched + (legend + 0.35 + 2.2 + _FOOT if later else 0.0))
-        if searched:
-            _draw_search(sheet, run)
+        panels = _panels(run) if searched else []
+        height = (_HEAD + _HEIGHT + _FOOT) * -(-len(panels) // 3)
+        sheet = Sheet(height + (legend + 0.35 + 2.2 + _FOOT if later else 0.0))
+        _draw_search(sheet, run, panels)
         if later:
-            _draw_later(sheet, run, groups, 2 * block * searched, legend, handles)
+            _draw_later(sheet, run, groups, height, legend, handles)
         return sheet.svg("training", "Losses, accuracies, entropy and expected size over steps")
 
 
-def _draw_search(sheet: Sheet, run: Run) -> None:
+def _panels(run: Run) -> list[tuple[str, str, tuple[tuple[str, str, str], ...]]]:
+    """All panels; of a training by sampling, which has no mixture, those that were logged."""
+    sampled = not any("mixture" in line or "val_loss" in line for line in run.lines("search"))
+    logged = [p for p in _SEARCH if any(run.series("search", key)[0] for key, _, _ in p[2])]
+    return logged if sampled and logged else list(_SEARCH)
+
+
+def _draw_search(sheet: Sheet, run: Run, panels: Sequence[Any]) -> None:
     from matplotlib.lines import Line2D
 
     found = {"expected_params": run.arch.get("params"), "expected_flops": run.arch.get("flops")}
-    for index, (title, unit, curves) in enumerate(_SEARCH):
+    for index, (title, unit, curves) in enumerate(panels):
         row, column = divmod(index, 3)
         left = _LEFT + column * (WIDTH - 0.05) / 3
         top = _HEAD + row * (_HEAD + _HEIGHT + _FOOT)

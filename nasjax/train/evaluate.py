@@ -33,8 +33,9 @@ class Evaluator:
       dataset: the data.
       batch_size: examples evaluated at once.
       size: side the images are resized to; None for their own.
-      chunk: architectures evaluated at once, by ``vmap``; halved where the devices' memory does
-        not suffice. None for 1 on a CPU, which gains nothing by more, and 8 elsewhere.
+      chunk: architectures evaluated at once, by ``vmap``; also an attribute, which is halved where
+        the devices' memory does not suffice. None for 1 on a CPU, which gains nothing by more, and
+        8 elsewhere.
     """
 
     def __init__(
@@ -53,10 +54,15 @@ class Evaluator:
         self._dataset = dataset
         self._batch_size = batch_size
         self._size = size
-        self._chunk = chunk or (1 if jax.default_backend() == "cpu" else 8)
+        self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 8)
         self._programs: dict[Any, tuple[Any, Any]] = {}
         self._batches: list[steps.Batch] | None = None
         self._training: jax.Array | None = None
+
+    @property
+    def compiles(self) -> int:
+        """How many programs have been compiled for architectures of super-networks."""
+        return sum(evaluate._cache_size() for evaluate, _ in self._programs.values())
 
     def network(
         self,
@@ -113,14 +119,14 @@ class Evaluator:
         for group in groups.values():
             start = 0
             while start < len(group):
-                part = group[start : start + self._chunk]
+                part = group[start : start + self.chunk]
                 try:
                     sides = [self._chunked(s, weights, part) for s in (supernet, *others)]
                 except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error) or self._chunk == 1:
+                    if "RESOURCE_EXHAUSTED" not in str(error) or self.chunk == 1:
                         raise
-                    self._chunk //= 2
-                    logger.info("Memory is short: %d architectures at once now.", self._chunk)
+                    self.chunk //= 2
+                    logger.info("Memory is short: %d architectures at once now.", self.chunk)
                     continue
                 yield from zip(part, np.mean(sides, axis=0).tolist(), strict=True)
                 start += len(part)
@@ -131,7 +137,7 @@ class Evaluator:
         """Accuracies of at most a chunk of architectures with equal static options."""
         evaluate, calibrate = self._program(supernet, archs[0])
         codes = [np.maximum(architecture.encode(supernet.space, arch), 0) for arch in archs]
-        filled = codes + [codes[-1]] * (self._chunk - len(codes))
+        filled = codes + [codes[-1]] * (self.chunk - len(codes))
         place = sharding.replicated(self._session.mesh)
         vectors = jax.device_put(np.stack(filled), place)
         statistics = {}
@@ -142,7 +148,7 @@ class Evaluator:
 
     def _program(self, supernet: Supernet, arch: Arch) -> tuple[Any, Any]:
         """The compiled evaluation and calibration of chunks of architectures like ``arch``."""
-        at = (supernet, supernet.static(arch), self._chunk)
+        at = (supernet, supernet.static(arch), self.chunk)
         if at in self._programs:
             return self._programs[at]
         module = supernet.maximal(arch)
@@ -160,8 +166,8 @@ class Evaluator:
 
         step = steps.evaluation_step(apply, self._prepare)
         self._programs[at] = (
-            jax.jit(_over_chunk(step, self._chunk, (None, 0, 0, None))),
-            jax.jit(_over_chunk(calibrate, self._chunk, (None, 0, None))),
+            jax.jit(_over_chunk(step, self.chunk, (None, 0, 0, None))),
+            jax.jit(_over_chunk(calibrate, self.chunk, (None, 0, None))),
         )
         return self._programs[at]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,46 +16,10 @@ from nasjax.core.supernet import Supernet
 from nasjax.sampling import Sampler
 from nasjax.train import optim, phases, sharding, steps
 from nasjax.train import state as states
-from nasjax.train.evaluate import Evaluator
+from nasjax.train.probes import Probes
 from nasjax.train.rng import stream
 from nasjax.train.session import Session
 from nasjax.train.state import State
-
-
-@dataclasses.dataclass(frozen=True)
-class Probes:
-    """Sub-networks whose accuracy is logged while the super-network trains.
-
-    The smallest, the largest and some random ones that stay the same, with inherited weights on
-    the part of the training data that trains nothing.
-
-    Attributes:
-      every: steps between two looks.
-      random: number of random sub-networks.
-      batch_size: examples evaluated at once.
-      examples: how many examples are used at most; 0 for all.
-    """
-
-    every: int
-    random: int = 3
-    batch_size: int = 500
-    examples: int = 2000
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.random < 0 or self.batch_size < 1 or self.examples < 0:
-            raise NasjaxError(
-                f"{self} cannot be looked at; every and batch_size from 1 and counts from 0 were "
-                "expected."
-            )
-
-    def networks(self, space: Any, key: jax.Array) -> dict[str, dict[str, Any]]:
-        """The sub-networks by name."""
-        drawn = {
-            f"random {i + 1}": architecture.sample(space, jax.random.fold_in(key, i))
-            for i in range(self.random)
-        }
-        ends = {"smallest": architecture.smallest(space), "largest": architecture.largest(space)}
-        return {**ends, **drawn}
 
 
 def train_supernet(
@@ -80,7 +43,8 @@ def train_supernet(
       session: of the run.
       supernet: what is trained.
       sampler: of the sub-networks.
-      dataset: its training part is divided; see :func:`held_out` for the part that trains nothing.
+      dataset: its training part is divided; :func:`~nasjax.train.probes.held_out` gives the part
+        that trains nothing.
       recipe: of the weights.
       weights_fraction: part of the training data that trains the weights.
       others: further super-networks of the same weights whose logits are added, see
@@ -118,13 +82,11 @@ def train_supernet(
     schedule = recipe.schedule(per_epoch)
     describe: Callable[[State], Mapping[str, Any]] = rate
     if probes is not None:
-        unseen = held_out(session, dataset, weights_fraction, probes.examples)
-        look = _looking(session, supernet, unseen, recipe, probes)
+        size = recipe.augmentation.size
+        look = probes.open(session, supernet, dataset, weights_fraction, size, schedule)
 
         def describe(state: State) -> dict[str, Any]:
-            number = int(state.step)
-            due = number % probes.every < schedule.log or number == schedule.steps
-            return {**rate(state), **({"probes": look(state)} if due else {})}
+            return {**rate(state), **look(state)}
 
     return phases.run(
         session,
@@ -136,23 +98,6 @@ def train_supernet(
         describe,
         space=supernet.space.name,
     )
-
-
-def held_out(
-    session: Session, dataset: data.Dataset, weights_fraction: float, examples: int = 0
-) -> data.Dataset:
-    """``dataset`` whose test part is the training images that :func:`train_supernet` left out.
-
-    Args:
-      session: of the run, whose seed divides.
-      dataset: the data.
-      weights_fraction: as in the training.
-      examples: how many are used at most, evenly spaced; 0 for all.
-    """
-    part = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed).alphas
-    if examples and examples < len(part):
-        part = part.take(np.linspace(0, len(part) - 1, examples).astype(int))
-    return dataclasses.replace(dataset, test=part)
 
 
 class _Paths:
@@ -196,20 +141,3 @@ def _by_static(
         return compiled[static](state, batch, jax.device_put(paths, place))
 
     return call
-
-
-def _looking(
-    session: Session,
-    supernet: Supernet,
-    dataset: data.Dataset,
-    recipe: phases.Recipe,
-    probes: Probes,
-) -> Callable[[State], dict[str, float]]:
-    evaluator = Evaluator(session, dataset, probes.batch_size, recipe.augmentation.size)
-    networks = probes.networks(supernet.space, session.key("probes"))
-
-    def look(state: State) -> dict[str, float]:
-        found = evaluator.architectures(supernet, states.evaluated(state), list(networks.values()))
-        return dict(zip(networks, found, strict=True))
-
-    return look

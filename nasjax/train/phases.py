@@ -23,6 +23,7 @@ from nasjax.core.supernet import STATISTICS, Supernet, draw
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain
+from nasjax.train.probes import Look, Probes
 from nasjax.train.rng import stream
 from nasjax.train.session import Session
 from nasjax.train.state import State
@@ -100,6 +101,7 @@ def search(
     start: Mapping[str, Any] | None = None,
     phase: str = "search",
     judge: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    probes: Probes | None = None,
 ) -> tuple[State, relax.Relaxation]:
     """Search ``supernet`` by gradient.
 
@@ -121,6 +123,7 @@ def search(
       phase: its name, also of its checkpoints.
       judge: what the log says of the current architecture and the search never sees, such as an
         oracle's score.
+      probes: sub-networks whose accuracy is logged.
 
     Returns:
       The final state and the relaxation.
@@ -168,14 +171,18 @@ def search(
         return states.create(key, weights, tx, alphas=alphas, average=recipe.average > 0)
 
     state = place(session, create, supernet.names["params"], key, weights, start)
-    describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge)
+    schedule = recipe.schedule(per_epoch)
+    look = None
+    if probes is not None:
+        size = recipe.augmentation.size
+        look = probes.open(session, supernet, dataset, weights_fraction, size, schedule)
+    describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge, look)
     compiled = compile_step(session, phase, step(method))
     if alphas_from_epoch and method.learns:
         # Two programs: on a CPU, XLA runs convolutions inside a conditional fifty times slower.
         waiting = dataclasses.replace(method, learns=False)
         early = compile_step(session, phase, step(waiting))
         compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
-    schedule = recipe.schedule(per_epoch)
     name = supernet.space.name
     state = run(session, phase, state, compiled, loaders, schedule, describe, space=name)
     return state, method
@@ -364,6 +371,7 @@ def _describe(
     method: relax.Relaxation,
     rate: Callable[[State], dict[str, float]],
     judge: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+    look: Look | None,
 ) -> Callable[[State], dict[str, Any]]:
     costs = ["params", *(["flops"] if "flops" in supernet.costs else [])]
 
@@ -377,6 +385,7 @@ def _describe(
         found = {**rate(state), **plain(measure(state.alphas))}
         arch = relax.decode(supernet.space, method, state.alphas)
         judged = {} if judge is None else {"oracle": dict(judge(arch))}
-        return {**found, "architecture": arch, **judged}
+        seen = {} if look is None else look(state, arch)
+        return {**found, "architecture": arch, **judged, **seen}
 
     return describe
