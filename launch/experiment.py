@@ -9,7 +9,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -333,8 +333,13 @@ def _set_up_logs() -> None:
     ours.propagate = False
 
 
-def launch(main: Callable[[list[str]], None]) -> None:
-    """Run ``main`` under absl, with readable errors."""
+def launch(main: Callable[[list[str]], None], commands: Sequence[str] = ()) -> None:
+    """Run ``main`` under absl, with readable errors.
+
+    Args:
+      main: receives the arguments that are no flags, after the name of the program.
+      commands: of which one may be given without dashes.
+    """
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -348,9 +353,10 @@ def launch(main: Callable[[list[str]], None]) -> None:
             sys.exit(2)
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and (len(argv) > 2 or argv[1] not in commands):
+            also = f" but {' or '.join(commands)}" if commands else ""
             print(
-                f"error: unexpected arguments {argv[1:]}; every option begins with --.",
+                f"error: unexpected arguments {argv[1:]}; every option{also} begins with --.",
                 file=sys.stderr,
             )
             sys.exit(2)

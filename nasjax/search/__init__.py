@@ -14,10 +14,12 @@ from nasjax.core.errors import did_you_mean
 from nasjax.search._table import TableKey
 from nasjax.search.errors import OracleError, SearchError
 from nasjax.search.history import Evaluated, History
+from nasjax.search.latency import Latency, LatencyPredictor, measure_latency
 from nasjax.search.nsga2 import NSGA2
 from nasjax.search.oracle import Oracle
 from nasjax.search.pareto import non_dominated, pareto_front, write_front
 from nasjax.search.problem import Constraint, Objective, Problem, problem
+from nasjax.search.ranking import rank_correlations
 from nasjax.search.run import best, one_by_one, run
 from nasjax.search.searchers import Evolution, RandomSearch, Searcher
 
@@ -55,6 +57,8 @@ __all__ = [
     "Evaluated",
     "Evolution",
     "History",
+    "Latency",
+    "LatencyPredictor",
     "Objective",
     "Oracle",
     "OracleError",
@@ -64,10 +68,12 @@ __all__ = [
     "Searcher",
     "TableKey",
     "best",
+    "measure_latency",
     "non_dominated",
     "one_by_one",
     "pareto_front",
     "problem",
+    "rank_correlations",
     "run",
     "searcher",
     "write_front",
