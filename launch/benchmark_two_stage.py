@@ -77,7 +77,7 @@ def single_vs_two_stage(options: argparse.Namespace) -> dict[str, Any]:
             runs = [_compared(options, method, fraction, seed) for seed in range(options.seeds)]
             name = f"{method} ({fraction:g})" if len(options.fractions) > 1 else method
             rows.append({"method": method, "weights_fraction": fraction, **_mean(runs)})
-            curves[name] = [report.anytime_accuracy(report.Run.load(r["workdir"])) for r in runs]
+            curves[name] = [_curve(run) for run in runs]
     folder = pathlib.Path(options.workdir)
     measures = ("inherited", "fine_tuned", "retrained")
     lines = [
@@ -101,11 +101,12 @@ def single_vs_two_stage(options: argparse.Namespace) -> dict[str, Any]:
     return {"config": options.config, "seeds": options.seeds, "methods": rows}
 
 
-# What a method sets; the rest is the configuration's.
+# Sampler and searcher; any other method is a relaxation.
 SEARCHES = {
-    "spos+rs": ["search.sampler.kind=uniform", "search.searcher.name=random"],
-    "spos+es": ["search.sampler.kind=uniform", "search.searcher.name=evolution"],
-    "fair+es": ["search.sampler.kind=fair", "search.searcher.name=evolution"],
+    "spos+rs": ("uniform", "random"),
+    "spos+es": ("uniform", "evolution"),
+    "fair+rs": ("fair", "random"),
+    "fair+es": ("fair", "evolution"),
 }
 
 
@@ -113,26 +114,56 @@ def _compared(
     options: argparse.Namespace, method: str, fraction: float, seed: int
 ) -> dict[str, Any]:
     """One search, in a process of its own that resumes by itself."""
-    workdir = pathlib.Path(options.workdir) / f"{method}_{fraction:g}_{seed}"
-    relaxed = ["search.sampler.kind=", f"search.relaxation.name={method}"]
+    folder = pathlib.Path(options.workdir)
+    workdir = folder / f"{method}_{fraction:g}_{seed}"
+    how = ["search.sampler.kind=", f"search.relaxation.name={method}"]
+    trained: list[str] = []
+    before = 0.0
+    if method in SEARCHES:
+        sampler, searcher = SEARCHES[method]
+        how = [f"search.sampler.kind={sampler}", f"search.searcher.name={searcher}"]
+        # One super-network serves all searchers, and its training counts for each.
+        first = next(m for m in options.method if SEARCHES.get(m, ("",))[0] == sampler)
+        if first != method:
+            other = folder / f"{first}_{fraction:g}_{seed}"
+            trained = [f"--trained={other}"]
+            before = report.search_seconds(report.Run.load(other))
     values = [
         f"seed={seed}",
-        *SEARCHES.get(method, relaxed),
+        *how,
         f"search.weights_fraction={fraction}",
         # As many steps, however many of the images train the weights.
         f"search.recipe.epochs={options.epochs * options.fractions[0] / fraction}",
         *options.set,
     ]
     arguments = [f"--config={options.config}", *(f"--config.{value}" for value in values)]
+    arguments += trained
     found = benchmark_oracle.searched(workdir, arguments)
     result = json.loads((workdir / "result.json").read_text())
     (row,) = (row for row in result["rows"] if row["network"] == "found")
-    return {**row, "seconds": found["seconds"], "workdir": str(workdir)}
+    best = None
+    if method in SEARCHES:
+        lines = report.Run.load(workdir).lines("evaluations")
+        best = lines[-1]["accuracy"]
+    return {
+        **row,
+        "seconds": before + found["seconds"],
+        "trained_seconds": before,
+        "best_score": best,
+        "workdir": str(workdir),
+    }
+
+
+def _curve(run: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Any-time accuracy over seconds, those of a training that another run made included."""
+    at, values = report.anytime_accuracy(report.Run.load(run["workdir"]))
+    return [run["trained_seconds"] + seconds for seconds in at], values
 
 
 def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
     every: dict[str, Any] = {}
-    for name in ("inherited", "fine_tuned", "retrained"):
+    # The score is on held-out training images: what a searcher of a super-network has made best.
+    for name in ("inherited", "fine_tuned", "retrained", "best_score"):
         values = [run[name] for run in runs]
         known = all(value is not None for value in values)
         every[name] = float(np.mean(values)) if known else None

@@ -6,7 +6,8 @@ Writes arch.json, metrics.jsonl, result.json, report.html and checkpoints to the
 directory. Interrupted in any way, the same command continues where it was. The super-network's
 weights are drawn anew, or are those that ``--weights`` names. Where ``config.search.sampler`` names
 a sampler, the super-network is trained by sampling and then searched: history.jsonl has all that
-was evaluated, pareto.json and pareto.csv what nothing beats.
+was evaluated, pareto.json and pareto.csv what nothing beats. ``--trained`` searches a super-network
+that was trained before once more, for another budget or by another searcher.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ml_collections import config_flags
 import nasjax
 from nasjax import relax, report
 from nasjax.core import architecture
+from nasjax.core.errors import NasjaxError
 from nasjax.search import Oracle
 from nasjax.train import phases
 from nasjax.train import state as states
@@ -50,6 +52,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Where the run reads and writes."
 WEIGHTS = flags.DEFINE_string(
     "weights", None, "What the super-network begins with: a search's --workdir, or a file."
 )
+TRAINED = flags.DEFINE_string(
+    "trained", None, "A search's --workdir, or a file: a super-network to search without training."
+)
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
 
 
@@ -59,6 +64,13 @@ def main(argv: list[str]) -> None:
     values = plain(CONFIG.value)
     if WEIGHTS.value is not None:
         values["search"]["weights"] = WEIGHTS.value
+    if TRAINED.value is not None:
+        if WEIGHTS.value is not None or not two_stage.is_wanted(values["search"]):
+            raise NasjaxError(
+                "--trained is for a search in two stages (config.search.sampler), whose first one "
+                "it replaces; a training that begins with given weights takes --weights alone."
+            )
+        values["search"]["trained"] = TRAINED.value
     run = open_experiment(values, WORKDIR.value, tensorboard=TENSORBOARD.value)
     oracle = open_oracle(run)
     announce(run, run.recipe("search").batch_size)
@@ -80,8 +92,12 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
     plan, weights = stages(run.config), None
     if WEIGHTS.value is not None:
         weights = read_weights(run.widened(plan[0].partial_channels), WEIGHTS.value)
-    if two_stage.is_wanted(settings):
-        weights, arch = two_stage.train_and_search(run, oracle, weights)
+    if TRAINED.value is not None:
+        weights = read_weights(run.supernet, TRAINED.value)
+        arch = two_stage.search_trained(run, oracle, weights)
+    elif two_stage.is_wanted(settings):
+        weights = two_stage.train(run, weights)
+        arch = two_stage.search_trained(run, oracle, weights)
     else:
         weights, arch = _by_gradient(run, oracle, weights)
     costs = {c: run.supernet.count(c, arch) for c in ("params", *run.supernet.costs)}

@@ -28,33 +28,37 @@ def is_wanted(settings: Mapping[str, Any]) -> bool:
     return bool((settings.get("sampler") or {}).get("kind"))
 
 
-def train_and_search(
-    run: experiment.Experiment, oracle: Oracle | None = None, weights: Any = None
-) -> tuple[Any, dict[str, Any]]:
-    """The super-network's weights, trained by sampling, and the best architecture.
-
-    Writes history.jsonl as it goes, and pareto.json and pareto.csv.
-
-    Args:
-      run: the experiment.
-      oracle: judges the best so far, which no searcher sees.
-      weights: to start from; drawn anew where None.
-    """
+def train(run: experiment.Experiment, weights: Any = None) -> Any:
+    """The super-network's weights after its training by sampling, from ``weights`` if given."""
     settings = run.config["search"]
-    fraction = settings["weights_fraction"]
-    others = sides(run)
     state = one_shot.train_supernet(
         run.session,
         run.supernet,
         make_sampler(run.supernet, settings["sampler"]),
         run.dataset,
         run.recipe("search"),
-        weights_fraction=fraction,
-        others=others,
+        weights_fraction=settings["weights_fraction"],
+        others=sides(run),
         weights=weights,
         probes=make_probes(settings.get("probes")),
     )
-    trained = states.evaluated(state)
+    return states.evaluated(state)
+
+
+def search_trained(
+    run: experiment.Experiment, oracle: Oracle | None, trained: Any
+) -> dict[str, Any]:
+    """The best architecture of a trained super-network.
+
+    Writes history.jsonl as it goes, and pareto.json and pareto.csv.
+
+    Args:
+      run: the experiment.
+      oracle: judges the best so far, which no searcher sees.
+      trained: weights of the super-network.
+    """
+    settings, others = run.config["search"], sides(run)
+    fraction = settings["weights_fraction"]
     wanted = make_problem(run.supernet, settings)
     given = dict(settings.get("evaluation") or {})
     unseen = held_out(run.session, run.dataset, fraction, given.get("examples", 0))
@@ -89,7 +93,7 @@ def train_and_search(
         write_curve(run, wanted, history, oracle, time.perf_counter() - began)
     if jax.process_index() == 0:
         search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
-    return trained, search.best(wanted, history).arch
+    return search.best(wanted, history).arch
 
 
 def sides(run: experiment.Experiment) -> list[Supernet]:

@@ -156,6 +156,30 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
     }
 
 
+def vitas_recipe(*, strong: bool = False) -> dict[str, Any]:
+    """ViTAS's training (Table 4): AdamW 1e-3 for 1024 images, 300 epochs, cosine to 0.
+
+    Args:
+      strong: DeiT's augmentation, for retraining networks of up to 1.3G FLOPs, rather than the
+        weak one of the super-transformer, cutmix and erasing alone.
+    """
+    weak = {"flip": True, "erasing": 0.25, "cutmix": 1.0, "label_smoothing": 0.1}
+    augmentation = {**weak, "cutmix": 0.0, "randaugment": (2, 9.0), "mixup": 0.0}
+    recipe = vit_recipe(
+        augmentation if strong else {**weak, "mixup": 0.0},
+        epochs=300,
+        warmup_epochs=5,
+        batch_size=1024,
+    )
+    optimizer = {
+        **recipe["optimizer"],
+        "learning_rate": 1e-3,
+        "warmup_rate": 0.0,
+        "final_rate": 0.0,
+    }
+    return {**recipe, "optimizer": optimizer, "workers": 16}
+
+
 # DARTS's, for weights.
 SGD: dict[str, Any] = {
     "method": "sgd",

@@ -20,6 +20,7 @@ from nasjax.report.second_stage import (
     anytime_plot,
     population_plot,
     probes_plot,
+    search_seconds,
 )
 from nasjax.report.tables import format_columns, format_table, html_table
 
@@ -42,6 +43,7 @@ __all__ = [
     "population_plot",
     "probes_plot",
     "regret_plot",
+    "search_seconds",
     "training_plot",
     "write_report",
 ]

@@ -143,6 +143,16 @@ def _label(objective: Mapping[str, Any]) -> str:
     return f"{name} ({unit})" if unit and unit != "parameters" else str(unit or name)
 
 
+def search_seconds(run: Run) -> float:
+    """How long the steps of the search took, from the logged steps per second."""
+    seconds, step = 0.0, 0.0
+    for line in run.lines("search"):
+        rate = line.get("steps_per_second")
+        seconds += (line["step"] - step) / rate if is_number(rate) and rate > 0 else 0.0
+        step = line["step"]
+    return seconds
+
+
 def anytime_accuracy(run: Run) -> tuple[list[float], list[float]]:
     """Seconds since the start, and the accuracy (per cent) of what would have been found by then.
 

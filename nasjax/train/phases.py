@@ -132,6 +132,13 @@ def search(
       NasjaxError: if the images do not fit, or the alphas would never be trained.
     """
     check_images(supernet, dataset, recipe.augmentation)
+    for name in supernet.space.static:
+        if len(supernet.space.choice(name).options) > 1:
+            raise NasjaxError(
+                f"choice {name!r} of space {supernet.space.name!r} changes the shapes of "
+                "activations, so its options cannot be mixed; give the space one of them, or train "
+                "by sampling."
+            )
     split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
     loaders = [
         make_loader(session, source, recipe, supernet.input_shape, seed)
