@@ -225,14 +225,15 @@ def mutate(
       whole: for the choices of the whole network; None for the same.
     """
     rng = generator(key)
-    probabilities = {None: probability if whole is None else whole}
+    for_whole = probability if whole is None else whole
 
     def pick(choice: Choice, layer: int | None) -> Option:
         drawn = choice.options[rng.integers(len(choice.options))]
         if layer is not None and layer >= len(arch[choice.name]):
             return drawn
         old = arch[choice.name] if layer is None else arch[choice.name][layer]
-        return drawn if rng.random() < probabilities.get(choice.per, probability) else old
+        likely = for_whole if choice.per is None else probability
+        return drawn if rng.random() < likely else old
 
     return _build(space, pick, rng)
 

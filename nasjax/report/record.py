@@ -65,7 +65,9 @@ class Run:
         arch, result, config = (
             _read_object(folder / f"{stem}.json", notes) for stem in ("arch", "result", "config")
         )
-        name, history, pareto = folder.resolve().name, (), {}
+        name = folder.resolve().name
+        history: tuple[Record, ...] = ()
+        pareto: Record = {}
         if (folder / "history.jsonl").is_file():  # only a search in two stages has them
             lines = _read_lines(folder / "history.jsonl", notes)
             history = tuple(_objects([line.get("values") for line in lines]))

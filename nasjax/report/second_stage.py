@@ -70,17 +70,21 @@ def population_plot(run: Run) -> str:
         return message_svg("population", "No architecture has been evaluated yet.")
     first = objectives[0]
     second = objectives[1] if len(objectives) > 1 else {"name": "params", "unit": "parameters"}
-    pairs = [(e.get(first["name"]), e.get(second["name"])) for e in run.history]
-    pairs = [(_shown(first, y), _shown(second, x)) for y, x in pairs if is_number(y)]
-    values = [y for y, _ in pairs]
+    entries = [e for e in run.history if is_number(e.get(first["name"]))]
+    values = [_shown(first, e[first["name"]]) for e in entries]
+    both = [
+        (_shown(first, e[first["name"]]), _shown(second, e[second["name"]]))
+        for e in entries
+        if is_number(e.get(second["name"]))
+    ]
     with figure_style():
         sheet = Sheet(_TOP + _HEIGHT + _FOOT)
         width = WIDTH / 2 - _LEFT - 0.3
         axes = sheet.panel(_LEFT, _TOP, width, _HEIGHT)
         _draw_order(axes, first, values)
-        if any(is_number(x) for _, x in pairs):
+        if both:
             axes = sheet.panel(WIDTH / 2 + _LEFT, _TOP, width, _HEIGHT)
-            _draw_front(axes, first, second, [(y, x) for y, x in pairs if is_number(x)])
+            _draw_front(axes, first, second, both)
         return sheet.svg("population", "Architectures evaluated, and their Pareto set")
 
 
@@ -129,8 +133,8 @@ def _draw_front(
     axes.locator_params(axis="x", nbins=6)
 
 
-def _shown(objective: Mapping[str, Any], value: Any) -> Any:
-    return _PER_CENT * value if objective["name"] == "accuracy" and is_number(value) else value
+def _shown(objective: Mapping[str, Any], value: float) -> float:
+    return _PER_CENT * value if objective["name"] == "accuracy" else float(value)
 
 
 def _title(objective: Mapping[str, Any]) -> str:

@@ -136,10 +136,10 @@ class Evolution:
         return found
 
     def _mutant(self, best: Sequence[Arch]) -> dict[str, Any]:
-        parent = best[self._rng.integers(len(best))]
+        parent = best[int(self._rng.integers(len(best)))]
         probability, whole = self._probabilities
         return architecture.mutate(self._problem.space, self._rng, parent, probability, whole)
 
     def _crossed(self, best: Sequence[Arch]) -> dict[str, Any]:
-        first, second = self._rng.integers(len(best), size=2)
+        first, second = self._rng.integers(len(best), size=2).tolist()
         return architecture.crossover(self._problem.space, self._rng, best[first], best[second])
