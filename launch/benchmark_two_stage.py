@@ -221,22 +221,20 @@ def searchers(options: argparse.Namespace) -> dict[str, Any]:
 
 def latency(options: argparse.Namespace) -> dict[str, Any]:
     """Measure random sub-networks here and fit a latency predictor for searches."""
-    from nasjax.search.latency import LatencyPredictor, measure_architectures
-
     folder = pathlib.Path(options.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     supernet = spaces.make(options.space, **dict(_argument(text) for text in options.arguments))
     archs = [
         architecture.sample(supernet.space, jax.random.key(i)) for i in range(options.networks)
     ]
-    measured = measure_architectures(
+    measured = search.measure_architectures(
         supernet,
         archs,
         path=folder / "latencies.jsonl",
         batch_size=options.batch,
         repeats=options.repeats,
     )
-    predictor = LatencyPredictor.fit(supernet, archs, measured)
+    predictor = search.LatencyPredictor.fit(supernet, archs, measured)
     (folder / "latency.json").write_text(json.dumps(predictor.to_json()) + "\n")
     print(f"{predictor}\nPredictor: {folder / 'latency.json'}")
     error = predictor.error

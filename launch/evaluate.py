@@ -130,7 +130,7 @@ def _distinct(run: Experiment, count: int) -> list[dict[str, Any]]:
     found: dict[tuple[int, ...], dict[str, Any]] = {}
     for i in range(100 * count):
         arch = architecture.sample(space, jax.random.fold_in(key, i))
-        found.setdefault(tuple(architecture.encode(space, arch).tolist()), arch)
+        found.setdefault(architecture.code(space, arch), arch)
         if len(found) == count:
             break
     return list(found.values())

@@ -120,12 +120,13 @@ def make_problem(supernet: Supernet, settings: Mapping[str, Any]) -> Problem:
     objectives = settings.get("objectives") or ("accuracy",)
     objectives = (objectives,) if isinstance(objectives, str) else tuple(objectives)
     limits = {n: v for n, v in (settings.get("constraints") or {}).items() if v and v[1]}
-    costs = {}
+    costs: dict[str, Any] = {}
     if settings.get("latency"):
-        costs["latency"] = read_predictor(supernet, settings["latency"])
-    elif "latency" in (*objectives, *limits):
+        predictor = read_predictor(supernet, settings["latency"])
+        costs = {"latency": predictor, "throughput": predictor.throughput}
+    elif {"latency", "throughput"} & {*objectives, *limits}:
         raise NasjaxError(
-            "latency needs a predictor in config.search.latency; make one with "
+            "latency and throughput need a predictor in config.search.latency; make one with "
             "launch/benchmark.py latency."
         )
     drawn = make_sampler(supernet, settings["sampler"])
@@ -134,8 +135,6 @@ def make_problem(supernet: Supernet, settings: Mapping[str, Any]) -> Problem:
 
 def read_predictor(supernet: Supernet, path: str) -> Any:
     """The latency predictor in a file that launch/benchmark.py latency wrote."""
-    from nasjax.search.latency import LatencyPredictor
-
     try:
         content = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -143,7 +142,7 @@ def read_predictor(supernet: Supernet, path: str) -> Any:
             f"config.search.latency = {path!r} cannot be read ({error}); give the latency.json of "
             "launch/benchmark.py latency."
         ) from None
-    return LatencyPredictor.from_json(supernet, content)
+    return search.LatencyPredictor.from_json(supernet, content)
 
 
 def make_searcher(problem: Problem, values: Mapping[str, Any], key: jax.Array) -> search.Searcher:

@@ -264,7 +264,7 @@ def relaxation(name: str, **settings: Any) -> Relaxation:
     """
     if name == "spos":
         raise NasjaxError(
-            "spos is no relaxation: it samples. Give config.search.sampler (name uniform) in place "
+            "spos is no relaxation: it samples. Give config.search.sampler (kind uniform) in place "
             "of config.search.relaxation, and search what was trained (docs/two_stage.md)."
         )
     if name not in RELAXATIONS:

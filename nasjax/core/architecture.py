@@ -316,6 +316,11 @@ def encode(space: SearchSpace, arch: Arch) -> np.ndarray:
     return np.asarray(vector, np.int32)
 
 
+def code(space: SearchSpace, arch: Arch) -> tuple[int, ...]:
+    """:func:`encode` as something that can be a key: equal for equal architectures alone."""
+    return tuple(encode(space, arch).tolist())
+
+
 def decode(space: SearchSpace, vector: np.ndarray) -> dict[str, Any]:
     """The architecture of a vector made by :func:`encode`."""
     index = dict(zip(genes(space), np.asarray(vector).tolist(), strict=True))

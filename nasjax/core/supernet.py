@@ -139,6 +139,7 @@ class Supernet:
         """The module of an architecture that inherits nothing: ``retrained``, or ``network``."""
         return (self.retrained or self.network)(arch)
 
+    @functools.cache  # noqa: B019 - super-networks are few and live as long as the run
     def terms(self, name: str) -> Sequence[Term]:
         """The terms of the cost called ``name``: ``"params"`` or a key of ``costs``."""
         if name == "params":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from nasjax.core.supernet import Supernet
-from nasjax.interop import autoformer, cells
+from nasjax.interop import autoformer, cells, vitas
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.files import read_state_dict
+from nasjax.models.vitas import ViTAS
 
 
 def import_weights(
@@ -19,15 +21,18 @@ def import_weights(
 
     Args:
       state_dict: tensors by their PyTorch names.
-      supernet: of a space of :mod:`nasjax.interop.cells`, else a vision transformer of
+      supernet: of a space of :mod:`nasjax.interop.cells` or of ViTAS
+        (:mod:`nasjax.interop.vitas`), else a vision transformer of
         :mod:`nasjax.interop.autoformer`.
       strict: whether a tensor that ``supernet`` has no place for is an error [True].
 
     Raises:
       WeightsError: if tensors are missing, do not fit, or have no place.
     """
-    table = cells if supernet.space.name in cells.SPACES else autoformer
+    table: Any = cells if supernet.space.name in cells.SPACES else autoformer
+    if isinstance(supernet.module, ViTAS):
+        table = vitas
     return table.import_weights(state_dict, supernet, strict=strict)
 
 
-__all__ = ["WeightsError", "autoformer", "cells", "import_weights", "read_state_dict"]
+__all__ = ["WeightsError", "autoformer", "cells", "import_weights", "read_state_dict", "vitas"]

@@ -17,6 +17,7 @@ from flax import traverse_util
 from nasjax.core.names import Leaf, Tree, leaves
 from nasjax.core.space import SearchSpace
 from nasjax.core.supernet import Supernet
+from nasjax.core.superpose import ACTIVE
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout
 
@@ -85,7 +86,8 @@ def import_tensors(
     Raises:
       WeightsError: if tensors are missing, do not fit or (where ``strict``) have no place here.
     """
-    plan = list(leaves(supernet.space, supernet.names, supernet.shapes))
+    found = leaves(supernet.space, supernet.names, supernet.shapes)
+    plan = [leaf for leaf in found if leaf.path[0] != ACTIVE]  # which hold no weights
     _check_names(table, state_dict, plan, supernet.space, strict)
     dtypes = traverse_util.flatten_dict(supernet.shapes)
     flat = {}
@@ -117,7 +119,7 @@ def export_tensors(
     tensors = {}
     for path, value in traverse_util.flatten_dict(dict(variables)).items():
         value = np.asarray(value)
-        scanned, layer, stacked = _canonical(path, tuple(stacks))
+        scanned, layer, stacked = canonical(path, tuple(stacks))
         entry = table.entry(stacked)
         layers = range(value.shape[0]) if scanned else (layer,)
         for i in layers:
@@ -126,7 +128,7 @@ def export_tensors(
     return tensors
 
 
-def _canonical(
+def canonical(
     path: tuple[str, ...], stacks: tuple[str, ...]
 ) -> tuple[bool, int | None, tuple[str, ...]]:
     """Whether ``path`` is scanned, else its layer's index, and the path it has when scanned."""

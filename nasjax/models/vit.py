@@ -250,7 +250,7 @@ class VisionTransformer(nn.Module):
         if self.pool not in ("mean", "token"):
             raise ValueError(f'pool is {self.pool!r}; "mean" or "token" was expected.')
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        patches, grid = _patches(images, self.patch_size)
+        patches, grid = split_patches(images, self.patch_size)
         x = Linear(
             (self.embed_dim,),
             (None, None, None, "embed"),
@@ -334,7 +334,12 @@ class VisionTransformer(nn.Module):
         return x
 
 
-def _patches(images: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int]]:
+def split_patches(images: jax.Array, size: int) -> tuple[jax.Array, tuple[int, int]]:
+    """Patches ``(batch, rows * columns, size, size, channels)``, and how many rows and columns.
+
+    Raises:
+      ValueError: if the images do not divide into patches of this size.
+    """
     batch, height, width, channels = images.shape
     if height % size or width % size:
         raise ValueError(

@@ -14,7 +14,14 @@ from nasjax.core.errors import did_you_mean
 from nasjax.search._table import TableKey
 from nasjax.search.errors import OracleError, SearchError
 from nasjax.search.history import Evaluated, History
-from nasjax.search.latency import Latency, LatencyPredictor, measure_latency
+from nasjax.search.latency import (
+    Latency,
+    architecture_latency,
+    measure_architectures,
+    measure_latencies,
+    measure_latency,
+)
+from nasjax.search.latency_predictor import LatencyPredictor
 from nasjax.search.nsga2 import NSGA2
 from nasjax.search.oracle import Oracle
 from nasjax.search.pareto import non_dominated, pareto_front, write_front
@@ -67,7 +74,10 @@ __all__ = [
     "SearchError",
     "Searcher",
     "TableKey",
+    "architecture_latency",
     "best",
+    "measure_architectures",
+    "measure_latencies",
     "measure_latency",
     "non_dominated",
     "one_by_one",

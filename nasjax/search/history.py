@@ -73,7 +73,7 @@ class History:
         self._write({"architecture": entry.arch, "values": entry.values}, "a")
 
     def _code(self, arch: Arch) -> tuple[int, ...]:
-        return tuple(architecture.encode(self._space, arch).tolist())
+        return architecture.code(self._space, arch)
 
     def _write(self, content: Any, mode: str) -> None:
         if self._path is None or jax.process_index() != 0:

@@ -76,7 +76,7 @@ def run(
             asked = searcher.ask()
             if not asked:
                 break
-            codes = [tuple(architecture.encode(problem.space, a).tolist()) for a in asked]
+            codes = [architecture.code(problem.space, arch) for arch in asked]
             idle = idle + 1 if seen.issuperset(codes) else 0
             seen.update(codes)
             new = {c: a for c, a in zip(codes, asked, strict=True) if history.get(a) is None}
@@ -109,7 +109,7 @@ def best(problem: Problem, history: History) -> Evaluated:
 
     def order(entry: Evaluated) -> tuple[Any, ...]:
         # Not by age: after a kill a generation may be evaluated in another order.
-        code = tuple(architecture.encode(problem.space, entry.arch).tolist())
+        code = architecture.code(problem.space, entry.arch)
         return first.sign * entry.values[first.name], entry.values.get("params", 0), code
 
     return min(entries, key=order)

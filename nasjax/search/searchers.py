@@ -129,7 +129,7 @@ class Evolution:
                 if len(found) == count:
                     return found
                 arch = maker()
-                code = tuple(architecture.encode(self._problem.space, arch).tolist())
+                code = architecture.code(self._problem.space, arch)
                 if code not in self._seen and not self._problem.violation(arch):
                     self._seen.add(code)
                     found.append(arch)

@@ -12,6 +12,7 @@ from nasjax.spaces.darts import darts
 from nasjax.spaces.nas_bench_201 import nas_bench_201
 from nasjax.spaces.toy_cell import toy_cell
 from nasjax.spaces.toy_conv_macro import toy_conv_macro
+from nasjax.spaces.vitas import vitas
 
 SPACES: Mapping[str, Callable[..., Supernet]] = {
     "autoformer": autoformer,
@@ -21,6 +22,7 @@ SPACES: Mapping[str, Callable[..., Supernet]] = {
     "toy_cell": toy_cell,
     "toy_conv_macro": toy_conv_macro,
     "vision_transformer": vision_transformer,
+    "vitas": vitas,
 }
 
 
@@ -52,4 +54,5 @@ __all__ = [
     "toy_cell",
     "toy_conv_macro",
     "vision_transformer",
+    "vitas",
 ]

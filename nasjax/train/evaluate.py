@@ -88,10 +88,10 @@ class Evaluator:
     ) -> list[float]:
         """Accuracies of ``archs`` with inherited weights, in their order."""
         found = {
-            tuple(architecture.encode(supernet.space, arch)): accuracy
+            architecture.code(supernet.space, arch): accuracy
             for arch, accuracy in self.population(supernet, weights, archs)
         }
-        return [found[tuple(architecture.encode(supernet.space, arch))] for arch in archs]
+        return [found[architecture.code(supernet.space, arch)] for arch in archs]
 
     def population(
         self,

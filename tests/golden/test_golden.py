@@ -28,6 +28,8 @@ ROOT = pathlib.Path(__file__).parents[2]
         "tanglenas_vit",
         "toy_cell",
         "toy_conv_macro",
+        "vitas",
+        "vitas_counts",
     ],
 )
 def test_the_authors_numbers(shared, stem, capsys):

@@ -100,7 +100,7 @@ def test_no_reach_is_tables_of_zeros(bias: bool, scale: float | None) -> None:
 
 
 def test_patches_are_read_row_by_row() -> None:
-    patches, grid = vit._patches(jnp.arange(2 * 4 * 6).reshape(2, 4, 6, 1), 2)
+    patches, grid = vit.split_patches(jnp.arange(2 * 4 * 6).reshape(2, 4, 6, 1), 2)
     assert grid == (2, 3) and patches.shape == (2, 6, 2, 2, 1)
     np.testing.assert_array_equal(patches[0, 1, :, :, 0], [[2, 3], [8, 9]])
     np.testing.assert_array_equal(patches[0, 3, :, :, 0], [[12, 13], [18, 19]])

@@ -15,17 +15,16 @@ from nasjax.core import architecture
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
 from nasjax.core.supernet import Supernet, draw
-from nasjax.search import latency
+from nasjax.search import latency, latency_predictor
 from nasjax.search.errors import SearchError
 from nasjax.search.latency import (
-    HeldOutError,
     Latency,
-    LatencyPredictor,
     architecture_latency,
     measure_architectures,
     measure_latencies,
     measure_latency,
 )
+from nasjax.search.latency_predictor import HeldOutError, LatencyPredictor
 
 ONE = Latency(2.0, (1.5, 3.0), 8, 5, "abacus", "cpu", {"jax": "1", "nasjax": "2"})
 
@@ -321,11 +320,11 @@ def test_the_unit_of_time_does_not_matter(autoformer, fitted):
 
 def test_features_are_the_counts_of_the_space(autoformer):
     supernet, archs, _, _ = autoformer
-    features = latency._features(supernet)
+    features = latency_predictor._features(supernet)
     names = list(features)
     assert len(set(names)) == len(names)
     for arch in archs[:3]:
-        sizes = latency._Sizes(supernet.space, arch)
+        sizes = latency_predictor._Sizes(supernet.space, arch)
         depth, width = arch["depth"], arch["embed_dim"]
         assert features["depth of blocks"](sizes) == depth
         assert features["embed_dim=384"](sizes) == (width == 384)
@@ -333,7 +332,7 @@ def test_features_are_the_counts_of_the_space(autoformer):
         hidden = sum(int(width * ratio) for ratio in arch["mlp_ratio"])
         assert features["params of embed*mlp in blocks"](sizes) == width * hidden
         # A total is the count less what all architectures have.
-        others = [latency._Sizes(supernet.space, a) for a in archs[3:5]]
+        others = [latency_predictor._Sizes(supernet.space, a) for a in archs[3:5]]
         for name in ("params", "flops"):
             rest = {supernet.count(name, s.arch) - features[name](s) for s in (sizes, *others)}
             assert len(rest) == 1
@@ -375,7 +374,7 @@ def test_leave_one_out_is_what_leaving_one_out_gives():
         return total
 
     strengths = (1e-3, 1e-2, 1e-1, 1.0)
-    weights, intercept, best = latency._ridge(table, times, strengths)
+    weights, intercept, best = latency_predictor._ridge(table, times, strengths)
     assert best == min(strengths, key=score)
     solved = solve(np.full(len(times), True), best)
     np.testing.assert_allclose(np.r_[intercept, weights * scale], solved, rtol=1e-9)
@@ -471,4 +470,4 @@ def test_what_cannot_be_fitted(autoformer, fitted):
 
 
 def test_examples_of_docstrings():
-    assert not doctest.testmod(importlib.import_module("nasjax.search.latency")).failed
+    assert not doctest.testmod(importlib.import_module("nasjax.search.latency_predictor")).failed
