@@ -86,6 +86,7 @@ def _shrink(config: dict[str, Any]) -> None:
         "mlp_max": 96,
         "depth": 4,
         "drop_path": 0.0,
+        "init_std": None,
     }
     config["data"] = {"name": "digits"}
     training = {

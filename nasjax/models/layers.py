@@ -31,6 +31,16 @@ def uniform(gain: float = 1.0) -> Initializer:
     return nn.initializers.variance_scaling(gain**2 / 3, "fan_in", "uniform")
 
 
+def kernel_initializer(std: float | None) -> Initializer | None:
+    """Truncated normal of deviation ``std``; None, for 1 / sqrt(inputs), stays None."""
+    return None if std is None else nn.initializers.truncated_normal(std)
+
+
+def fan_in_normal(inputs: int) -> Initializer:
+    """Truncated normal of deviation 1 / sqrt(inputs)."""
+    return nn.initializers.truncated_normal(inputs**-0.5)
+
+
 def named(init: Initializer, names: Names) -> Any:
     """``init`` for a parameter whose axes are called ``names``."""
     return nn.with_logical_partitioning(init, names)
@@ -70,9 +80,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``(..., inputs)`` to ``(..., *features)``."""
         inputs = x.shape[x.ndim - self.contract :]
-        init = self.kernel_init
-        if init is None:
-            init = nn.initializers.truncated_normal(math.prod(inputs) ** -0.5)
+        init = fan_in_normal(math.prod(inputs)) if self.kernel_init is None else self.kernel_init
         kernel = self.param(
             "kernel",
             named(init, self.kernel_axes),

@@ -21,7 +21,14 @@ import jax
 import jax.numpy as jnp
 
 from nasjax.core.precision import at_least_float32
-from nasjax.models.layers import Dtype, Names, named, truncated_normal
+from nasjax.models.layers import (
+    Dtype,
+    Initializer,
+    Names,
+    fan_in_normal,
+    named,
+    truncated_normal,
+)
 
 # What the numbers of heads share (Table 2 of the paper): the linear maps that all of them use,
 # and those that each owns; together they make queries, keys and values, in this order.
@@ -60,19 +67,22 @@ class Projection(nn.Module):
       inputs: rows of the kernel.
       outputs: columns of the kernel.
       axes: names of the kernel's axes; the bias has the second.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       param_dtype: of the parameters.
     """
 
     inputs: int
     outputs: int
     axes: Names
+    kernel_init: Initializer | None = truncated_normal
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self) -> Weights:
         """The kernel ``(inputs, outputs)`` and the bias ``(outputs,)``."""
         shape = (self.inputs, self.outputs)
-        kernel = self.param("kernel", named(truncated_normal, self.axes), shape, self.param_dtype)
+        init = fan_in_normal(self.inputs) if self.kernel_init is None else self.kernel_init
+        kernel = self.param("kernel", named(init, self.axes), shape, self.param_dtype)
         zeros = named(nn.initializers.zeros_init(), self.axes[1:])
         return kernel, self.param("bias", zeros, shape[1:], self.param_dtype)
 
@@ -84,27 +94,30 @@ class HeadCount(nn.Module):
       roles: of its linear maps, see ``SHARED``.
       width: the attention width.
       weighed: whether this is a super-network.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       param_dtype: of the parameters.
     """
 
     roles: tuple[str, ...]
     width: int
     weighed: bool
+    kernel_init: Initializer | None = truncated_normal
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[dict[str, Weights], Any]:
         """Weights by role for ``inputs`` channels, and the mass; None where nobody told it."""
         mass = ask(self, self.weighed, "mass")
-        return _projections(self.roles, inputs, self.width, self.param_dtype), mass
+        options = {"kernel_init": self.kernel_init, "param_dtype": self.param_dtype}
+        return _projections(self.roles, inputs, self.width, options), mass
 
 
 def _projections(
-    roles: Sequence[str], inputs: int, width: int, param_dtype: Dtype
+    roles: Sequence[str], inputs: int, width: int, options: Mapping[str, Any]
 ) -> dict[str, Weights]:
     """Weights by role, of submodules of the module that calls this."""
     return {
-        role: Projection(inputs, _PARTS[role] * width, ("embed", role), param_dtype, name=role)()
+        role: Projection(inputs, _PARTS[role] * width, ("embed", role), name=role, **options)()
         for role in roles
     }
 
@@ -183,6 +196,7 @@ class SplitAttention(nn.Module):
       shared: a key of ``SHARED``.
       scale: factor of the logits [head dimension ** -0.5].
       weighed: whether this is a super-network.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation (None: that of the input).
       param_dtype: of the parameters.
     """
@@ -192,6 +206,7 @@ class SplitAttention(nn.Module):
     shared: str = "v"
     scale: float | None = None
     weighed: bool = False
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -201,14 +216,15 @@ class SplitAttention(nn.Module):
         features = x.shape[-1]
         active = ask(self, self.weighed, "width", (self.width,), ("value",))
         roles, private = SHARED[self.shared]
-        common = _projections(roles, features, self.width, self.param_dtype)
+        options: Any = {"kernel_init": self.kernel_init, "param_dtype": self.param_dtype}
+        common = _projections(roles, features, self.width, options)
         output, bias = Projection(
-            self.width, features, ("value", "embed"), self.param_dtype, name="proj"
+            self.width, features, ("value", "embed"), name="proj", **options
         )()
         owned, masses = [], []
         for heads in self.heads:
             own, mass = HeadCount(
-                private, self.width, self.weighed, self.param_dtype, name=f"heads_{heads}"
+                private, self.width, self.weighed, name=f"heads_{heads}", **options
             )(features)
             owned.append(own)
             masses.append(mass)

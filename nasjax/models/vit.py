@@ -28,6 +28,7 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ScaledDropout,
+    kernel_initializer,
     named,
     per_layer,
     truncated_normal,
@@ -257,7 +258,7 @@ class VisionTransformer(nn.Module):
             ("embed",),
             contract=3,
             name="patches",
-            kernel_init=self._kernel_init(),
+            kernel_init=kernel_initializer(self.init_std),
             **dtypes,
         )(patches)
         init = named(truncated_normal, ("embed",))
@@ -276,15 +277,10 @@ class VisionTransformer(nn.Module):
             ("embed", None),
             (None,),
             name="head",
-            kernel_init=self._kernel_init(),
+            kernel_init=kernel_initializer(self.init_std),
             **dtypes,
         )
         return at_least_float32(head(x))
-
-    def _kernel_init(self) -> Initializer | None:
-        if self.init_std is None:
-            return None
-        return nn.initializers.truncated_normal(self.init_std)
 
     def _blocks(self, x: jax.Array, grid: tuple[int, int], train: bool) -> jax.Array:
         scales = self.attention_scale
@@ -310,7 +306,7 @@ class VisionTransformer(nn.Module):
                 mlp,
                 attention,
                 self.dropout,
-                self._kernel_init(),
+                kernel_initializer(self.init_std),
                 self.dtype,
                 self.param_dtype,
                 name=name,

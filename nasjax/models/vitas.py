@@ -20,7 +20,16 @@ import jax
 import jax.numpy as jnp
 
 from nasjax.core.precision import at_least_float32
-from nasjax.models.layers import DropPath, Dtype, LayerNorm, Linear, named
+from nasjax.models.layers import (
+    DropPath,
+    Dtype,
+    Initializer,
+    LayerNorm,
+    Linear,
+    kernel_initializer,
+    named,
+    truncated_normal,
+)
 from nasjax.models.split_attention import SplitAttention, ask
 from nasjax.models.vit import split_patches
 
@@ -34,6 +43,7 @@ class Block(nn.Module):
       attention: fields of :class:`~nasjax.models.split_attention.SplitAttention`.
       mlp_dim: hidden width of the perceptron.
       weighed: whether this is a super-network.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -41,6 +51,7 @@ class Block(nn.Module):
     attention: Any
     mlp_dim: int
     weighed: bool = False
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -50,13 +61,14 @@ class Block(nn.Module):
         ask(self, self.weighed, "mass")
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"epsilon": _BLOCK_EPSILON, **dtypes}
+        linear: Any = {"kernel_init": self.kernel_init, **dtypes}
         y = LayerNorm(name="norm_attention", **norm)(x)
-        y = SplitAttention(weighed=self.weighed, name="attention", **self.attention, **dtypes)(y)
+        y = SplitAttention(weighed=self.weighed, name="attention", **self.attention, **linear)(y)
         attended = DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **norm)(x + attended)
-        y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **dtypes)(y)
+        y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **linear)(y)
         y = jax.nn.gelu(y, approximate=False)
-        y = Linear((x.shape[-1],), ("mlp", "embed"), ("embed",), name="fc2", **dtypes)(y)
+        y = Linear((x.shape[-1],), ("mlp", "embed"), ("embed",), name="fc2", **linear)(y)
         return attended + DropPath()(y, drop_path, train)
 
     def mass(self) -> Any:
@@ -73,6 +85,7 @@ class Layer(nn.Module):
       attention: fields of :class:`~nasjax.models.split_attention.SplitAttention`.
       mlp_dim: hidden width of the perceptron.
       weighed: whether this is a super-network.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -80,6 +93,7 @@ class Layer(nn.Module):
     attention: Any
     mlp_dim: int
     weighed: bool = False
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -87,7 +101,13 @@ class Layer(nn.Module):
     def __call__(self, x: jax.Array, drop_path: jax.Array, train: bool) -> tuple[jax.Array, None]:
         """Map ``x (batch, tokens, embed)`` to the same shape; None is for ``nn.scan``."""
         block = Block(
-            self.attention, self.mlp_dim, self.weighed, self.dtype, self.param_dtype, name="block"
+            self.attention,
+            self.mlp_dim,
+            self.weighed,
+            self.kernel_init,
+            self.dtype,
+            self.param_dtype,
+            name="block",
         )
         mass = None if self.is_initializing() else block.mass()
         if mass is None:
@@ -108,12 +128,14 @@ class PatchEmbedding(nn.Module):
     Attributes:
       patch_size: side of a patch in pixels.
       features: channels.
+      kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
 
     patch_size: int
     features: int
+    kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -127,6 +149,7 @@ class PatchEmbedding(nn.Module):
             ("embed",),
             contract=3,
             name="patches",
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )(patches)
@@ -160,6 +183,8 @@ class ViTAS(nn.Module):
       attention_scale: factor of the logits, one for all layers or one for each [head dimension
         ** -0.5; the released networks have (embed_dim // heads) ** -0.5].
       drop_path: stochastic depth, a rate for each layer, identities included [none].
+      init_std: standard deviation of initial kernels; None for 1 / sqrt(inputs), which narrow
+        networks need to train in few epochs [0.02].
       remat: whether the backward pass recomputes the layers of a super-network.
       dtype: of the computation (None: that of the images).
       param_dtype: of the parameters.
@@ -176,6 +201,7 @@ class ViTAS(nn.Module):
     shared: str = "v"
     attention_scale: float | tuple[float, ...] | None = None
     drop_path: tuple[float, ...] = ()
+    init_std: float | None = 0.02
     remat: bool = False
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
@@ -195,12 +221,16 @@ class ViTAS(nn.Module):
                     self._embed(images, size)
         x = self._layers(x, train and bool(self.drop_path))
         x = LayerNorm(name="norm", **dtypes)(x[:, 0])  # of the class token alone
-        head = Linear((self.num_classes,), ("embed", None), (None,), name="head", **dtypes)
+        init = kernel_initializer(self.init_std)
+        head = Linear(
+            (self.num_classes,), ("embed", None), (None,), name="head", kernel_init=init, **dtypes
+        )
         return at_least_float32(head(x))
 
     def _embed(self, images: jax.Array, size: int) -> jax.Array:
+        init = kernel_initializer(self.init_std)
         return PatchEmbedding(
-            size, self.embed_dim, self.dtype, self.param_dtype, name=f"patch_{size}"
+            size, self.embed_dim, init, self.dtype, self.param_dtype, name=f"patch_{size}"
         )(images)
 
     def _layers(self, x: jax.Array, train: bool) -> jax.Array:
@@ -210,7 +240,8 @@ class ViTAS(nn.Module):
         def build(layer: Any, name: str, sizes: tuple[Any, ...]) -> Any:
             heads, value, mlp, scale = sizes
             attention = {"heads": heads, "width": value, "shared": self.shared, "scale": scale}
-            return layer(attention, mlp, scanned, self.dtype, self.param_dtype, name=name)
+            init = kernel_initializer(self.init_std)
+            return layer(attention, mlp, scanned, init, self.dtype, self.param_dtype, name=name)
 
         sizes = (self.value_dim, self.mlp_dim, self.attention_scale)
 
