@@ -18,7 +18,9 @@ Data: prepare ImageNet once (docs/data.md). ViTAS held 50,000 training images ou
 
 Published (top-1, retrained): ViTAS-A 71.2, B 71.7, C 74.7 (1.3G), D 76.2, E 77.4, F 80.5; block
 74.6.
-Measured by us: MEASURED
+Measured by us, ``small`` on two cores (seed 0, at most 150k multiply-adds by the authors' counter):
+found 53.9% inherited, 97.2% fine-tuned, 98.9% retrained, with 23,300 parameters; random ones 23.2%
+inherited. ImageNet not yet.
 """
 
 from typing import Any
