@@ -12,7 +12,7 @@ from typing import Any
 import experiment
 import jax
 
-from nasjax import sampling, search, spaces
+from nasjax import report, sampling, search, spaces
 from nasjax.core.errors import NasjaxError
 from nasjax.core.supernet import Supernet
 from nasjax.search import History, Oracle, Problem
@@ -31,6 +31,8 @@ def is_wanted(settings: Mapping[str, Any]) -> bool:
 def train(run: experiment.Experiment, weights: Any = None) -> Any:
     """The super-network's weights after its training by sampling, from ``weights`` if given."""
     settings = run.config["search"]
+    # What could not be searched later is refused now, not after days of training.
+    make_searcher(make_problem(run.supernet, settings), settings["searcher"], jax.random.key(0))
     state = one_shot.train_supernet(
         run.session,
         run.supernet,
@@ -80,7 +82,7 @@ def search_trained(
         run.session.workdir / "history.jsonl",
         {**wanted.describe(), "searcher": chosen, "seed": run.session.seed},
     )
-    before, began = len(history), time.perf_counter()
+    began = time.perf_counter()
     search.run(
         wanted,
         make_searcher(wanted, chosen, run.session.key("searcher")),
@@ -89,7 +91,8 @@ def search_trained(
         history,
         progress=chosen["name"],
     )
-    if len(history) > before:
+    lines = report.Run.load(run.session.workdir).lines("evaluations")
+    if not lines or lines[-1]["step"] != len(history):
         write_curve(run, wanted, history, oracle, time.perf_counter() - began)
     if jax.process_index() == 0:
         search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))

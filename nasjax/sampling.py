@@ -87,7 +87,9 @@ def weighed(space: SearchSpace, weights: Mapping[str, Sequence[float]], paths: i
                 f"the probabilities of {name!r} are {tuple(row)}; {len(options)} that add up to 1 "
                 "were expected."
             )
-    return _independent("weighed", paths, lambda rng: architecture.sample(space, rng, weights))
+    # NumPy takes no sum that is off by more than float64's rounding; rows of float32 are.
+    exact = {n: [float(p) / math.fsum(row) for p in row] for n, row in weights.items()}
+    return _independent("weighed", paths, lambda rng: architecture.sample(space, rng, exact))
 
 
 def fair(space: SearchSpace, paths: int | None = None) -> Sampler:
@@ -104,8 +106,10 @@ def fair(space: SearchSpace, paths: int | None = None) -> Sampler:
       paths: architectures a step; as many as the largest choice has options where None.
 
     Raises:
-      NasjaxError: if the space has a rule of decoding.
+      NasjaxError: if the space has a rule of decoding, or there is no path.
     """
+    if paths is not None:
+        _check_paths(paths)
     if space.decoding is not None:
         raise NasjaxError(
             f"space {space.name!r} allows only some combinations of options, so they cannot come "
@@ -278,14 +282,18 @@ def sampler(
 def _independent(
     name: str, paths: int, sample: Callable[[np.random.Generator], dict[str, Any]]
 ) -> Sampler:
-    if paths < 1:
-        raise NasjaxError(f"{paths} paths a step train nothing; 1 or more were expected.")
+    _check_paths(paths)
 
     def draw(key: jax.Array, step: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng([*_seed(key), step])
         return [sample(rng) for _ in range(paths)]
 
     return Sampler(name, draw, paths, lambda key: sample(generator(key)))
+
+
+def _check_paths(paths: int) -> None:
+    if paths < 1:
+        raise NasjaxError(f"{paths} paths a step train nothing; 1 or more were expected.")
 
 
 def _seed(key: jax.Array) -> list[int]:

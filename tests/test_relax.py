@@ -27,7 +27,7 @@ SPACE = SearchSpace(
     {"blocks": "depth", "embed": "width"},
 )
 NAMES = list(relax.RELAXATIONS)
-DRAWN = ["drnas", "gdas", "snas", "spos"]
+DRAWN = ["drnas", "gdas", "snas"]
 STEPS = 11
 
 
@@ -72,8 +72,8 @@ def test_rows_lie_on_the_simplex(method: relax.Relaxation) -> None:
 
 def test_which_are_hard_and_which_learn() -> None:
     methods = {n: relax.relaxation(n, steps=STEPS) for n in NAMES}
-    assert {n for n, m in methods.items() if m.hard} == {"gdas", "spos"}
-    assert {n for n, m in methods.items() if not m.learns} == {"spos"}
+    assert {n for n, m in methods.items() if m.hard} == {"gdas"}
+    assert all(m.learns for m in methods.values())
     assert all(m.name == n for n, m in methods.items())
 
 
@@ -89,7 +89,7 @@ def test_gradients(method: relax.Relaxation, key: jax.Array) -> None:
     for name, slope in gradient.items():
         assert np.all(np.isfinite(slope))
         rows = np.max(np.abs(slope), axis=-1)
-        assert np.all(rows > 1e-6) if method.learns else not np.any(rows), name
+        assert np.all(rows > 1e-6), name
 
 
 def test_same_key_same_draw_other_key_other_draw(method: relax.Relaxation) -> None:
@@ -112,7 +112,7 @@ def test_choices_and_layers_are_drawn_apart(name: str) -> None:
         assert not np.array_equal(draws["heads"][:, 0], draws["heads"][:, layer])
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"spos"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_the_architecture_that_alphas_have_settled_on(name: str) -> None:
     method = relax.relaxation(name, steps=STEPS)
     for seed in range(10):
@@ -270,18 +270,6 @@ def test_temperature_is_an_option(name: str) -> None:
     assert not np.allclose(slope(0), slope(10))
 
 
-def test_spos_draws_uniformly_whatever_the_alphas() -> None:
-    method = relax.spos()
-    keys = jax.random.split(jax.random.key(0), 4000)
-    draws = jax.jit(jax.vmap(lambda k: method.mixture(alphas(scale=5.0), k, 0)))(keys)
-    for name, weights in draws.items():
-        p = 1 / weights.shape[-1]
-        bound = 4.5 * np.sqrt(p * (1 - p) / len(keys))
-        assert np.max(np.abs(np.mean(weights, 0) - p)) < bound, name
-    for name, weights in method.mean(alphas()).items():
-        np.testing.assert_allclose(weights, mixtures.uniform(SPACE)[name])
-
-
 def test_first_alphas() -> None:
     a = relax.init_alphas(SPACE, jax.random.key(0), scale=0.1)
     assert {n: x.shape for n, x in a.items()} == mixtures.shapes(SPACE)
@@ -300,9 +288,14 @@ def test_first_alphas() -> None:
     [
         ("dart", {}, "no relaxation 'dart'; did you mean 'darts'.*Known: .*drnas"),
         ("fixed", {}, "no relaxation 'fixed'"),
+        (
+            "spos",
+            {},
+            "spos is no relaxation: it samples. Give config.search.sampler .kind uniform.",
+        ),
         ("gdas", {"temperature": 5.0}, "temperature is 5.0; two numbers above 0"),
         ("snas", {"temperature": (1.0, 0.0)}, "two numbers above 0"),
-        ("spos", {"anchr": 1}, "no setting 'anchr'; did you mean 'anchor'"),
+        ("darts", {"anchr": 1}, "no setting 'anchr'; did you mean 'anchor'"),
     ],
 )
 def test_what_is_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -30,6 +30,8 @@ STEPS = 11
 
 
 def make(name: str) -> relax.Relaxation:
+    if name == "waiting":
+        return dataclasses.replace(relax.darts(), name=name, learns=False)
     return relax.relaxation(name, steps=STEPS)
 
 
@@ -65,7 +67,7 @@ def test_edge_weights_are_a_softmax_into_every_node() -> None:
             np.testing.assert_allclose(found[np.array(node)], e / e.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*LEARNING, "spos"])
+@pytest.mark.parametrize("name", [*LEARNING, "waiting"])
 def test_the_mixture_is_the_base_times_the_weight_of_the_edge(name: str, key: jax.Array) -> None:
     base, given = make(name), weighed()
     method = with_edge_weights(base, {"operation": EDGES})
@@ -301,8 +303,8 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(NasjaxError, match=message):
             prune(given, keep, masks)
-    with pytest.raises(NasjaxError, match="'spos' learns nothing"):
-        pruned(make("spos"), masks)
+    with pytest.raises(NasjaxError, match="'waiting' learns nothing"):
+        pruned(make("waiting"), masks)
     with pytest.raises(NasjaxError, match="mask of 'operation' has the shape \\(6, 5\\)"):
         pruned(relax.darts(), masks).mean({"operation": jnp.zeros((6, 4)), "width": given["width"]})
     with pytest.raises(NasjaxError, match="has an option 'non'; did you mean 'none'"):

@@ -22,12 +22,12 @@ from nasjax.search.latency import (
     measure_latency,
 )
 from nasjax.search.latency_predictor import LatencyPredictor
+from nasjax.search.loop import best, one_by_one, run
 from nasjax.search.nsga2 import NSGA2
+from nasjax.search.objectives import Constraint, Objective, Problem, problem
 from nasjax.search.oracle import Oracle
 from nasjax.search.pareto import non_dominated, pareto_front, write_front
-from nasjax.search.problem import Constraint, Objective, Problem, problem
 from nasjax.search.ranking import rank_correlations
-from nasjax.search.run import best, one_by_one, run
 from nasjax.search.searchers import Evolution, RandomSearch, Searcher
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {

@@ -10,7 +10,7 @@ import numpy as np
 from nasjax.core import architecture
 from nasjax.core.architecture import Key
 from nasjax.search.errors import SearchError
-from nasjax.search.problem import Problem, Values
+from nasjax.search.objectives import Problem, Values
 
 _EMPTY = 100  # generations without a feasible child after which the search is over
 

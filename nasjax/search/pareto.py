@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nasjax.search.history import Evaluated, History
-from nasjax.search.problem import Problem
+from nasjax.search.objectives import Problem
 
 
 def non_dominated(values: np.ndarray) -> np.ndarray:

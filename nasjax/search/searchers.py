@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch, Key
 from nasjax.search.errors import SearchError
-from nasjax.search.problem import Problem, Values
+from nasjax.search.objectives import Problem, Values
 
 _TRIES = 100  # per child, before it is replaced by a random architecture
 

@@ -283,3 +283,81 @@ def test_every_architecture_of_every_depth_once():
 def test_a_space_with_a_rule_of_decoding_says_that_it_cannot_be_listed():
     with pytest.raises(ArchitectureError, match="space 'darts' cannot be listed"):
         next(architecture.every(spaces.darts(channels=4, cells=3).space))
+
+
+DARTS = spaces.darts(channels=4, cells=3).space
+
+
+@pytest.mark.parametrize("space", [VIT, DARTS], ids=["depth", "a rule of decoding"])
+def test_any_vector_is_near_a_legal_architecture(space: SearchSpace) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [len(space.choice(name).options) for name, _ in architecture.genes(space)]
+    found = []
+    for _ in range(40):
+        vector = rng.integers(0, sizes)
+        before = vector.copy()
+        arch = architecture.nearest(space, vector)
+        assert architecture.validate(space, arch) == arch
+        np.testing.assert_array_equal(vector, before)
+        found.append(json.dumps(arch))
+        if space.decoding is None:  # each gene of a layer that exists is what the vector says
+            code = architecture.encode(space, arch)
+            np.testing.assert_array_equal(code[code >= 0], vector[code >= 0])
+    assert len(set(found)) > 35
+
+
+@pytest.mark.parametrize("space", [VIT, DARTS], ids=["depth", "a rule of decoding"])
+def test_the_nearest_to_an_architecture_is_itself(space: SearchSpace) -> None:
+    rng = np.random.default_rng(1)
+    for key in KEYS[:20]:
+        arch = architecture.sample(space, key)
+        vector = architecture.encode(space, arch)
+        assert architecture.nearest(space, vector) == arch
+        # Whatever stands for layers that do not exist.
+        filled = np.where(vector < 0, rng.integers(0, 2, vector.shape), vector)
+        assert architecture.nearest(space, filled.astype(float).astype(int)) == arch
+
+
+def test_weighed_draws_have_the_given_frequencies() -> None:
+    weights = {"embed_dim": (0.0, 0.75, 0.25), "heads": (0.9, 0.1), "kernel": (1.0, 0.0)}
+    rng = architecture.generator(jax.random.key(0))
+    drawn = [architecture.sample(VIT, rng, weights) for _ in range(1500)]
+    assert all(architecture.validate(VIT, a) == a for a in drawn)
+    widths = np.array([a["embed_dim"] for a in drawn])
+    np.testing.assert_allclose([np.mean(widths == w) for w in (216, 192)], [0, 0.75], atol=0.05)
+    assert not np.any(widths == 216)
+    for layer in (0, 1):  # of which there are always two
+        assert abs(np.mean([a["heads"][layer] == 3 for a in drawn]) - 0.9) < 0.04
+    assert {tuple(a["kernel"]) for a in drawn} == {(5, 5)}
+    for name in ("depth", "act"):  # uniform where nothing is said
+        options = VIT.choice(name).options
+        got = [np.mean([a[name] == o for a in drawn]) for o in options]
+        np.testing.assert_allclose(got, 1 / len(options), atol=0.06)
+
+
+def test_whole_is_the_probability_of_choices_of_the_whole_network() -> None:
+    rng = architecture.generator(jax.random.key(0))
+
+    def mutants(probability: float, whole: float | None) -> list[dict[str, Any]]:
+        return [architecture.mutate(VIT, rng, ARCH, probability, whole) for _ in range(300)]
+
+    once, layers = ("embed_dim", "depth", "act"), ("heads", "ratio", "kernel")
+    for child in mutants(1.0, 0.0):
+        assert all(child[n] == ARCH[n] for n in once)
+    for child in mutants(0.0, 1.0):
+        assert all(child[n][:2] == ARCH[n] for n in layers)
+    for probability, whole in ((0.2, 0.8), (0.8, 0.2), (0.5, None)):
+        found = mutants(probability, whole)
+        asked = probability if whole is None else whole
+        # Half of the draws of two options give the old value.
+        assert abs(np.mean([c["act"] != ARCH["act"] for c in found]) - asked / 2) < 0.09
+        heads = np.mean([c["heads"][0] != ARCH["heads"][0] for c in found])
+        assert abs(heads - probability / 2) < 0.09
+
+
+def test_a_generator_goes_on_where_a_key_begins_again() -> None:
+    key = jax.random.key(4)
+    rng = architecture.generator(key)
+    assert architecture.generator(rng) is rng
+    first, second = (architecture.sample(VIT, rng) for _ in range(2))
+    assert first == architecture.sample(VIT, key) != second

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from nasjax.core import architecture
-from nasjax.core.cost import Term, exact, expected, parameter_terms
+from nasjax.core.cost import Term, bounds, exact, expected, parameter_terms
 from nasjax.core.mixture import one_hot, uniform
+from nasjax.core.space import Choice, SearchSpace
 from nasjax.core.superpose import extract
 from tests.core import brute
 from tests.core.brute import TOWER
@@ -158,3 +159,46 @@ def test_gradient_is_the_change_of_the_mean() -> None:
 
 def test_no_terms_cost_nothing() -> None:
     assert float(expected(TOWER, [], uniform(TOWER))) == 0.0
+
+
+SHRINKING = SearchSpace(
+    "shrinking",
+    (
+        Choice("depth", (3, 1, 2)),
+        Choice("groups", (2, 1, 4), per="blocks"),
+        Choice("kind", ("wide", "narrow", "none"), per="blocks"),
+    ),
+    {
+        "blocks": "depth",
+        "each": lambda groups: 8 // groups,  # more of an option is less of a cost
+        "own": lambda kind: len(kind),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "terms"),
+    [
+        (TOWER, TERMS),
+        (TOWER, [Term(3, ("embed", "embed"))]),
+        (TOWER, [Term(1, ("mlp", "heads"), "blocks", 2)]),  # of a layer that need not exist
+        (TOWER, [Term(5)]),
+        (SHRINKING, [Term(2, ("each", "each", "own"), "blocks"), Term(100)]),
+        (SHRINKING, [Term(1, ("own",), "blocks", 0), Term(0.5, ("each",), "blocks")]),
+    ],
+)
+def test_bounds_are_the_least_and_the_greatest_of_all(space: SearchSpace, terms: Any) -> None:
+    counts = [exact(space, terms, arch) for arch in architecture.every(space)]
+    assert len(counts) == space.size
+    assert bounds(space, terms) == (min(counts), max(counts))
+
+
+def test_bounds_of_parameters_are_counts_of_architectures(tower: tuple[Any, Any]) -> None:
+    names, variables = tower
+    terms = parameter_terms(TOWER, names, variables)
+    # All but one axis grow with every choice.
+    growing = [t for t in terms if "tied" not in t.axes]
+    ends = [exact(TOWER, growing, architecture.smallest(TOWER)),
+            exact(TOWER, growing, architecture.largest(TOWER))]  # fmt: skip
+    assert list(bounds(TOWER, growing)) == ends
+    assert all(type(count) is int for count in ends)

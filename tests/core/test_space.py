@@ -219,6 +219,13 @@ WIDTH = Choice("width", (1, 2))
             ),
             "depth of stack 'blocks'",
         ),
+        (
+            lambda: SearchSpace(
+                "s", (Choice("patch", (2, 4), per="blocks"),), {"blocks": 2}, static=("patch",)
+            ),
+            "static choice 'patch' of space 's' is made per layer; only a choice of the whole",
+        ),
+        (lambda: SearchSpace("s", (WIDTH,), {}, static=("widht",)), "did you mean 'width'"),
         (lambda: SearchSpace("s", (WIDTH,), {}).choice("wide"), "'wide' is no choice .*'width'"),
     ],
 )

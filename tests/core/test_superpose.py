@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from nasjax.core import architecture
 from nasjax.core.errors import ArchitectureError, SpaceError
 from nasjax.core.mixture import one_hot, one_hot_vector, uniform
 from nasjax.core.space import Axis, Choice, SearchSpace
+from nasjax.core.supernet import Supernet
 from nasjax.core.superpose import extract, superpose
 from tests.core import brute
 from tests.core.brute import TOWER
@@ -378,3 +380,81 @@ def test_only_one_axis_of_an_array_may_move() -> None:
             {"params": {"k": jnp.ones((6, 6))}},
             uniform(space),
         )
+
+
+class Asking(nn.Module):
+    """A layer that asks for the mask of its output, of a product of axes, and for nothing."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        def ask(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> jax.Array:
+            if self.is_initializing():
+                self.variable("active", name, nn.with_logical_partitioning(jnp.ones, axes), shape)
+                return jnp.ones(shape)
+            found: Any = self.get_variable("active", name, jnp.ones(shape))
+            self.sow("intermediates", name, found)
+            return found
+
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed", "heads"))
+        y = x @ self.param("kernel", init, (4, 2))
+        y = y * ask("heads", (2,), ("heads",))
+        ask("both", (4, 2), ("embed", "heads"))
+        ask("nobody", (), ())
+        return x + jnp.sum(y, -1, keepdims=True), None
+
+
+class Stacked(nn.Module):
+    scanned: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        del train
+        if self.scanned:
+            layers = nn.scan(
+                Asking,
+                variable_axes={"params": 0, "active": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                length=2,
+                metadata_params={nn.PARTITION_NAME: "blocks"},
+            )
+            return layers(name="blocks")(x, None)[0]
+        for i in range(2):
+            x, _ = Asking(name=f"blocks_{i}")(x)
+        return x
+
+
+@pytest.mark.parametrize("scanned", [True, False], ids=["scanned", "unrolled"])
+def test_a_variable_that_a_module_asks_for_is_the_expected_mask(scanned: bool) -> None:
+    space = SearchSpace(
+        "asking",
+        (Choice("width", (2, 4)), Choice("heads", (1, 2), per="blocks")),
+        {"embed": "width", "heads": "heads", "blocks": 2},
+    )
+    net = Supernet(space, Stacked(scanned), lambda arch: Stacked(False), (4,))
+    weights = {"params": net.init(jax.random.key(0))["params"]}
+    mixture = {
+        "width": jnp.asarray([0.25, 0.75]),
+        "heads": jnp.asarray([[0.5, 0.5], [0.875, 0.125]]),
+    }
+    mixed = net.superpose(weights, mixture)
+    x = jnp.ones((1, 4))
+    _, state = net.module.apply(mixed, x, mutable=["intermediates"])
+    sown = state["intermediates"]
+    embed = np.array([1, 1, 0.75, 0.75])
+    for layer, heads in enumerate((np.array([1, 0.5]), np.array([1, 0.125]))):
+        if scanned:
+            seen = {name: value[0][layer] for name, value in sown["blocks"].items()}
+        else:
+            seen = {name: value[0] for name, value in sown[f"blocks_{layer}"].items()}
+        np.testing.assert_allclose(seen["heads"], heads, rtol=1e-6)
+        np.testing.assert_allclose(seen["both"], np.outer(embed, heads), rtol=1e-6)
+        assert float(seen["nobody"]) == 1.0  # it is part of no operation, so it is always there
+    # What is asked for is no parameter, and no part of a network of its own.
+    arch = {"width": 2, "heads": [1, 2]}
+    assert set(net.extract(net.init(jax.random.key(0)), arch)) == {"params"}
+    assert net.count("params", arch) == 2 * 1 + 2 * 2
+    # Its mixture's gradient goes through the mask.
+    gradient = jax.grad(
+        lambda p: jnp.sum(net.module.apply(net.superpose(weights, {**mixture, "heads": p}), x))
+    )(mixture["heads"])
+    assert np.all(np.abs(gradient[:, 1]) > 0)

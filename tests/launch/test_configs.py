@@ -7,6 +7,7 @@ import experiment
 import jax
 import numpy as np
 import pytest
+import two_stage
 
 from nasjax import data, spaces
 from nasjax.core.errors import NasjaxError
@@ -21,6 +22,8 @@ ARGUMENTS = {
     "autoformer_imagenet": ["T", "S", "B"],
     **{name: ["full", "small"] for name in ("toy_cell", "toy_conv_macro", "nas_bench_201")},
     "darts": ["full", "small", "progressive"],
+    "two_stage": ["digits", "cifar10"],
+    "vitas": ["arch", "block", "small"],
 }
 CASES = [(p, a) for p in CONFIGS for a in ARGUMENTS.get(p.stem, [None])]
 
@@ -28,6 +31,12 @@ CASES = [(p, a) for p in CONFIGS for a in ARGUMENTS.get(p.stem, [None])]
 def load(path, argument):
     get_config = runpy.run_path(str(path))["get_config"]
     return experiment.plain(get_config() if argument is None else get_config(argument))
+
+
+def sampler_of(search):
+    """That of the configuration; of one that searches by gradient what its sampler would be."""
+    sampler = search["sampler"]
+    return sampler if two_stage.is_wanted(search) else {**sampler, "kind": "uniform"}
 
 
 @pytest.mark.parametrize(("path", "argument"), CASES, ids=lambda x: getattr(x, "stem", x))
@@ -41,6 +50,10 @@ def test_every_config_builds_its_objects_and_documents_itself(path, argument):
     assert recipe.transformation(100)
     assert experiment.alphas_optimizer(config["search"]["alphas"]).build(10)
     assert experiment.stages(config)
+    search = config["search"]
+    problem = two_stage.make_problem(supernet, {**search, "sampler": sampler_of(search)})
+    searcher = two_stage.make_searcher(problem, search["searcher"], jax.random.key(0))
+    assert not two_stage.is_wanted(search) or searcher.ask()
     size = recipe.augmentation.size or supernet.input_shape[0]
     assert size == supernet.input_shape[0]
     text = path.read_text()

@@ -123,18 +123,28 @@ def test_a_bad_table_is_one_sentence_and_nothing_is_searched(given, tmp_path):
 def test_sampling_ends_with_the_best_of_some_random_networks(given, tmp_path):
     """SPOS: a super-network trained by sampling, then searched on images it was not trained on."""
     shared = options(given, tmp_path)
-    extra = ["--config.search.relaxation.name=spos", "--config.search.candidates=3",
-             "--config.compare.retrain=False", "--config.search.recipe.epochs=1"]  # fmt: skip
+    extra = ["--config.search.sampler.kind=uniform", "--config.search.searcher.name=random",
+             "--config.search.searcher.evaluations=3", "--config.compare.retrain=False",
+             "--config.search.recipe.epochs=1"]  # fmt: skip
     command = [sys.executable, ROOT / "launch" / "search.py", *shared, *extra]
     done = subprocess.run(
         [str(part) for part in command], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines and not any("oracle" in x or "architecture" in x for x in lines)
+    trained = [x for x in lines if x["phase"] == "search"]
+    assert trained and not any("oracle" in x or "architecture" in x for x in trained)
     found = json.loads((tmp_path / "arch.json").read_text())["architecture"]
     assert json.loads((tmp_path / "result.json").read_text())["rows"][0]["architecture"] == found
-    assert "random search" in done.stderr and "Table table" in done.stdout
+    _, *entries = map(json.loads, (tmp_path / "history.jsonl").read_text().splitlines())
+    accuracies = {json.dumps(e["architecture"]): e["values"]["accuracy"] for e in entries}
+    assert len(accuracies) == 3 and accuracies[json.dumps(found)] == max(accuracies.values())
+    # The table judges the best so far, which the search itself never sees.
+    judged = [x for x in lines if x["phase"] == "evaluations"]
+    ops = [toy_cell().columns[c](judged[-1]["architecture"]) for c in COLUMNS]
+    assert [judged[0]["step"], judged[-1]["step"]] == [1, 3]
+    assert judged[-1]["oracle"]["regret"] == pytest.approx(91.8 - accuracy(ops))
+    assert "Table table" in done.stdout
 
 
 class Finished:

@@ -31,8 +31,8 @@ def test_records_that_are_read_in_order_train_and_a_finished_phase_compiles_noth
     session = open_session(tmp_path, {}, mesh=sharding.make_mesh())
     with caplog.at_level("INFO", logger="nasjax"):
         state = phases.train(session, "train", Small(), dataset, recipe)
-        assert int(state.step) == 8 and "examples a step" in caplog.text
+        assert int(state.step) == 8 and "examples a batch" in caplog.text
         caplog.clear()
         again = phases.train(session, "train", Small(), dataset, recipe)
-        assert "examples a step" not in caplog.text
+        assert "examples a batch" not in caplog.text
     jax.tree.map(np.testing.assert_array_equal, again.weights, state.weights)

@@ -115,7 +115,7 @@ def test_a_search_that_is_over_compiles_nothing(whole, caplog):
     folder, _, (expected, _, _) = whole
     with caplog.at_level("INFO", logger="nasjax"):
         _, (state, method, _) = run(folder)
-    assert "examples a step" not in caplog.text
+    assert "examples a batch" not in caplog.text
     jax.tree.map(np.testing.assert_array_equal, state.trained, expected.trained)
     assert method.name == "darts+pruned+edges"
 

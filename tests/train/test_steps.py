@@ -1,5 +1,6 @@
 """The bilevel step: which gradient sees which data, second order, partitions, the guard."""
 
+import dataclasses
 import functools
 
 import jax
@@ -104,12 +105,14 @@ def test_weights_move_under_the_new_alphas(supernet, default):
         assert all(jax.tree.leaves(close)) == same
 
 
-def test_first_step_equals_spos_when_alphas_do_not_learn(supernet):
-    step, state = make(supernet, method=relax.spos())
+def test_alphas_that_do_not_learn_stay_and_their_batch_is_not_looked_at(supernet):
+    step, state = make(supernet, method=dataclasses.replace(relax.darts(), learns=False))
     after, metrics = step(state, batch(0), batch(1))
     assert not differ(state.alphas, after.alphas)
     assert differ(state.weights, after.weights)
     assert "val_loss" not in metrics
+    other, _ = step(state, batch(0), batch(2))
+    assert not differ(after.weights, other.weights)
 
 
 def test_second_order_on_a_quadratic_is_the_closed_form():
@@ -269,7 +272,8 @@ def test_budget_enters_the_architecture_step(supernet, default):
 
 
 def test_moving_average_follows_the_weights(supernet):
-    step, state = make(supernet, method=relax.spos(), decay=0.5)
+    fixed = relax.fixed(supernet.space, supernet.architecture("largest"))
+    step, state = make(supernet, method=fixed, decay=0.5)
     after, _ = step(state, batch(0), batch(1))
     rate = min(0.5, 1 / 10)
     expected = jax.tree.map(lambda a, w: rate * a + (1 - rate) * w, state.weights, after.weights)

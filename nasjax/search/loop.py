@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.search.errors import SearchError
 from nasjax.search.history import Evaluated, History
-from nasjax.search.problem import Problem, Values
+from nasjax.search.objectives import Problem, Values
 from nasjax.search.searchers import Searcher
 from nasjax.train.errors import Stopped
 from nasjax.train.interrupt import Interrupt
 
+logger = logging.getLogger(__name__)
 Evaluate = Callable[[Sequence[Arch]], Iterable[tuple[Arch, Values]]]
-_IDLE = 20  # rounds in a row that propose nothing new, after which a search is over
+_IDLE = 1000  # proposals in a row of which none is new, after which a search is over
 
 
 def one_by_one(score: Callable[[Arch], float], name: str = "accuracy") -> Evaluate:
@@ -77,7 +79,7 @@ def run(
             if not asked:
                 break
             codes = [architecture.code(problem.space, arch) for arch in asked]
-            idle = idle + 1 if seen.issuperset(codes) else 0
+            idle = idle + len(codes) if seen.issuperset(codes) else 0
             seen.update(codes)
             new = {c: a for c, a in zip(codes, asked, strict=True) if history.get(a) is None}
             few = list(new.values())[: evaluations - len(history)]
@@ -93,6 +95,12 @@ def run(
                     )
             if len(history) < evaluations:
                 searcher.tell([history.get(arch) or {} for arch in asked])
+    if len(history) < evaluations:
+        logger.info(
+            "The search ends after %d of %d evaluations: nothing new is proposed.",
+            len(history),
+            evaluations,
+        )
     return history
 
 
