@@ -49,12 +49,13 @@ def get_config(variant: str = "arch") -> ConfigDict:
     search["searcher"]["name"] = "nsga2"
     search["constraints"]["flops_vitas"] = (0.0, 1.3e9)
     if not block:
-        search["sampler"] |= {"name": "flops_vitas", "target": 1.3e9}
+        search["sampler"] |= {"cost": "flops_vitas", "target": 1.3e9}
     config: dict[str, Any] = {
         "seed": 0,
         "space": {
             "name": "vitas",
             "level": "block" if block else "arch",
+            "size": "tiny",
             "image_size": 224,
             "num_classes": CLASSES,
             "drop_path": 0.1,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import runpy
+import sys
 import tempfile
 import time
 from typing import Any
@@ -70,12 +72,16 @@ def population(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def single_vs_two_stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Gradient searches beside SPOS with random search and with evolution (TangleNAS 4.3, 5)."""
+    """Gradient searches beside SPOS with random search and with evolution (TangleNAS 4.3, 5).
+
+    Seconds are those of the steps and of the evaluations, without compiling or what comes after.
+    """
     rows, curves = [], {}
-    for fraction in options.fractions:
+    options.own = _own(options.config)
+    for fraction in options.fractions or [options.own["weights_fraction"]]:
         for method in options.method:
             runs = [_compared(options, method, fraction, seed) for seed in range(options.seeds)]
-            name = f"{method} ({fraction:g})" if len(options.fractions) > 1 else method
+            name = f"{method} ({fraction:g})" if len(options.fractions or ()) > 1 else method
             rows.append({"method": method, "weights_fraction": fraction, **_mean(runs)})
             curves[name] = [_curve(run) for run in runs]
     folder = pathlib.Path(options.workdir)
@@ -118,7 +124,6 @@ def _compared(
     workdir = folder / f"{method}_{fraction:g}_{seed}"
     how = ["search.sampler.kind=", f"search.relaxation.name={method}"]
     trained: list[str] = []
-    before = 0.0
     if method in SEARCHES:
         sampler, searcher = SEARCHES[method]
         how = [f"search.sampler.kind={sampler}", f"search.searcher.name={searcher}"]
@@ -127,31 +132,44 @@ def _compared(
         if first != method:
             other = folder / f"{first}_{fraction:g}_{seed}"
             trained = [f"--trained={other}"]
-            before = report.search_seconds(report.Run.load(other))
     values = [
         f"seed={seed}",
         *how,
         f"search.weights_fraction={fraction}",
-        # As many steps, however many of the images train the weights.
-        f"search.recipe.epochs={options.epochs * options.fractions[0] / fraction}",
+        # About as many steps, however many of the images train the weights.
+        f"search.recipe.epochs={_epochs(options, fraction)}",
         *options.set,
     ]
     arguments = [f"--config={options.config}", *(f"--config.{value}" for value in values)]
     arguments += trained
-    found = benchmark_oracle.searched(workdir, arguments)
+    benchmark_oracle.searched(workdir, arguments)
     result = json.loads((workdir / "result.json").read_text())
     (row,) = (row for row in result["rows"] if row["network"] == "found")
-    best = None
-    if method in SEARCHES:
-        lines = report.Run.load(workdir).lines("evaluations")
-        best = lines[-1]["accuracy"]
+    lines = report.Run.load(workdir).lines("evaluations")
+    training = report.search_seconds(report.Run.load(other if trained else workdir))
     return {
         **row,
-        "seconds": before + found["seconds"],
-        "trained_seconds": before,
-        "best_score": best,
+        "seconds": training + (lines[-1]["seconds"] if lines else 0.0),
+        "trained_seconds": training if trained else 0.0,
+        "best_score": lines[-1]["accuracy"] if lines else None,
         "workdir": str(workdir),
     }
+
+
+def _own(config: str) -> dict[str, Any]:
+    """The section ``search`` of a configuration, FILE or FILE:VARIANT."""
+    path, _, variant = config.partition(":")
+    if not pathlib.Path(path).is_file():
+        sys.exit(f"error: there is no configuration {path}; give FILE or FILE:VARIANT.")
+    get_config = runpy.run_path(path)["get_config"]
+    return (get_config(variant) if variant else get_config())["search"].to_dict()
+
+
+def _epochs(options: argparse.Namespace, fraction: float) -> float:
+    """Epochs of ``fraction`` of the images that are as many steps as those of the first one."""
+    first = options.fractions[0] if options.fractions else fraction
+    epochs = options.epochs or options.own["recipe"]["epochs"]
+    return epochs * first / fraction
 
 
 def _curve(run: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -178,8 +196,7 @@ def searchers(options: argparse.Namespace) -> dict[str, Any]:
     from pymoo.indicators.hv import HV
 
     supernet = spaces.make(options.space)
-    columns = supernet.columns
-    key = search.TableKey(tuple(columns), lambda arch: {n: of(arch) for n, of in columns.items()})
+    key = search.TableKey.by_column(supernet.columns)
     oracle = search.Oracle.read(options.table, key, size=supernet.space.size)
     evaluate = search.one_by_one(oracle.accuracy)
     single = search.problem(supernet)
@@ -300,18 +317,20 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--front-seeds", type=int, default=10)
     command.add_argument("--front-evaluations", type=int, default=2000)
     command.set_defaults(run=searchers)
-    command = commands.add_parser("single_vs_two_stage", help=single_vs_two_stage.__doc__)
+    command = commands.add_parser(
+        "single_vs_two_stage", help="gradient searches beside two stages (TangleNAS)"
+    )
     command.add_argument("--config", default=str(CONFIGS / "two_stage.py"), help="FILE:VARIANT")
     command.add_argument(
         "--method", nargs="+", default=["darts", "drnas", "spos+rs", "spos+es"],
         help=f"relaxations, or {', '.join(SEARCHES)}",
     )  # fmt: skip
     command.add_argument(
-        "--fractions", nargs="+", type=float, default=[0.5],
-        help="parts of the training images that train the weights",
+        "--fractions", nargs="+", type=float,
+        help="parts of the training images that train the weights [the configuration's]",
     )  # fmt: skip
     command.add_argument(
-        "--epochs", type=float, default=90.0, help="of the first fraction; others as many steps"
+        "--epochs", type=float, help="of the first fraction; others as many steps [its own]"
     )
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--workdir", default="runs/single_vs_two_stage")

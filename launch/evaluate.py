@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import two_stage
 from absl import flags
 from experiment import (
     Experiment,
@@ -73,7 +74,7 @@ def evaluate(run: Experiment) -> dict[str, Any]:
     augmentation = run.recipe("search").augmentation
     phases.check_images(run.supernet, run.dataset, augmentation)
     arch = read_arch(run.supernet, ARCH.value)
-    weights = read_weights(run.supernet, WEIGHTS.value)
+    weights = read_weights(run.supernet, WEIGHTS.value, run.session.mesh)
     batch_size = run.config["compare"]["batch_size"]
     evaluator = Evaluator(run.session, run.dataset, batch_size, augmentation.size)
     return {
@@ -89,11 +90,11 @@ def ranking(run: Experiment) -> dict[str, Any]:
     """Rank correlations between the super-network's scores and true accuracies."""
     supernet, batch_size = run.supernet, run.config["compare"]["batch_size"]
     size = run.recipe("search").augmentation.size
-    weights = read_weights(supernet, WEIGHTS.value)
+    weights = read_weights(supernet, WEIGHTS.value, run.session.mesh)
     oracle = open_oracle(run)
     archs = _distinct(run, NETWORKS.value)
-    fraction = run.config["search"].get("weights_fraction", 0.5)
-    unseen = held_out(run.session, run.dataset, fraction)
+    seed = two_stage.trained_seed(run, WEIGHTS.value)
+    unseen = held_out(run.dataset, two_stage.fraction(run), seed)
     scores = Evaluator(run.session, unseen, batch_size, size).architectures(
         supernet, weights, archs
     )

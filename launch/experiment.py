@@ -182,7 +182,7 @@ def open_oracle(experiment: Experiment) -> Oracle | None:
         raise NasjaxError(
             f"no table is known of space {space.name!r}; leave config.oracle.path empty."
         )
-    key = TableKey(tuple(columns), lambda arch: {n: of(arch) for n, of in columns.items()})
+    key = TableKey.by_column(columns)
     oracle = Oracle.read(str(values.pop("path")), key, size=space.size, **values)
     if space.decoding is None:
         for arch in architecture.every(space):  # a row of something else would be missed too late
@@ -219,11 +219,14 @@ def open_experiment(
 
 
 def read_arch(supernet: Supernet, text: str) -> dict[str, Any]:
-    """The architecture called ``text``, or the one in the file ``text`` (an arch.json).
+    """The architecture called ``text``, or the one in a file: an arch.json, or pareto.json:NUMBER.
 
     Raises:
       NasjaxError: if the file is no architecture, or one of another space.
     """
+    name, _, index = text.rpartition(":")
+    if index.isdigit() and name.endswith(".json"):
+        return _pareto_arch(supernet, pathlib.Path(name), int(index))
     path = pathlib.Path(text)
     if not path.is_file():
         if path.suffix == ".json":
@@ -244,8 +247,32 @@ def read_arch(supernet: Supernet, text: str) -> dict[str, Any]:
     return supernet.architecture(arch)
 
 
-def read_weights(supernet: Supernet, source: str) -> Any:
+def _pareto_arch(supernet: Supernet, path: pathlib.Path, number: int) -> dict[str, Any]:
+    """Architecture ``number`` of a pareto.json, counted from 1."""
+    try:
+        content = json.loads(path.read_text())
+        space, archs = content["space"], content["architectures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise NasjaxError(
+            f"{path} is no Pareto set; the pareto.json of a search was expected."
+        ) from None
+    if space != supernet.space.name:
+        raise NasjaxError(
+            f"{path} holds architectures of space {space!r}, but the configuration has "
+            f"{supernet.space.name!r}; use the configuration they were found with."
+        )
+    if not 1 <= number <= len(archs):
+        raise NasjaxError(f"{path} has {len(archs)} architectures, so 1 to {len(archs)} exist.")
+    return supernet.architecture(archs[number - 1]["architecture"])
+
+
+def read_weights(supernet: Supernet, source: str, mesh: Any) -> Any:
     """Super-network weights: of a search's working directory, or of the AutoFormer authors' file.
+
+    Args:
+      supernet: whose weights they are.
+      source: a directory, or a file (.pth, .safetensors).
+      mesh: the devices, each of which gets a copy.
 
     Raises:
       NasjaxError: if ``source`` is neither.
@@ -254,7 +281,8 @@ def read_weights(supernet: Supernet, source: str) -> Any:
     if path.is_file():
         from nasjax.interop import import_weights, read_state_dict
 
-        return import_weights(read_state_dict(path), supernet)["params"]
+        weights = import_weights(read_state_dict(path), supernet)["params"]
+        return jax.device_put(jax.device_get(weights), sharding.replicated(mesh))
     directory = path / "checkpoints" / "search"
     if not directory.is_dir():
         raise NasjaxError(
@@ -272,7 +300,8 @@ def read_weights(supernet: Supernet, source: str) -> Any:
             f"the super-network in {source} is not one of space {supernet.space.name!r}; use the "
             "configuration it was searched with."
         )
-    return weights
+    # They come on a single device, which does not go together with arrays on all of them.
+    return jax.device_put(jax.device_get(weights), sharding.replicated(mesh))
 
 
 def announce(experiment: Experiment, batch_size: int) -> None:
@@ -281,7 +310,7 @@ def announce(experiment: Experiment, batch_size: int) -> None:
         return
     supernet = experiment.supernet
     device = jax.devices()[0]
-    small, large = (supernet.architecture(n) for n in ("smallest", "largest"))
+    least, most = _range(supernet, "params")
     print(f"nasjax {nasjax.__version__}, jax {jax.__version__}")
     print(
         f"  devices  {jax.device_count()} x {device.device_kind}, {jax.process_count()} process(es)"
@@ -292,16 +321,33 @@ def announce(experiment: Experiment, batch_size: int) -> None:
         f"{len(experiment.dataset.test):,} test images of {experiment.dataset.image_shape}"
     )
     print(f"  space    {supernet.space.name}: {supernet.space.size:,} architectures")
-    print(f"  params   {supernet.count('params', small):,} to {supernet.count('params', large):,}")
+    print(f"  params   {least:,} to {most:,}")
     if "flops" in supernet.costs:
+        least, most = _range(supernet, "flops")
+        print(f"  FLOPs    {least:,} to {most:,} multiply-adds an image")
+        # A forward pass and a backward pass of twice its cost, by gradient at two levels.
+        search = experiment.config.get("search", {})
+        sampled = bool((search.get("sampler") or {}).get("kind"))
+        times = 3 if sampled else 6
+        levels = "for each sub-network" if sampled else "at either level"
         print(
-            f"  FLOPs    {supernet.count('flops', small):,} to {supernet.count('flops', large):,} "
-            "multiply-adds an image"
+            f"  a step   {times * batch_size * most:,} multiply-adds ({batch_size} images {levels})"
         )
-        # Two levels, each a forward pass and a backward pass of twice its cost.
-        cost = 6 * batch_size * supernet.count("flops", large)
-        print(f"  a step   {cost:,} multiply-adds ({batch_size} images at either level)")
     print(f"  workdir  {experiment.session.workdir}", flush=True)
+
+
+def _range(supernet: Supernet, cost: str) -> tuple[float, float]:
+    """A cost of the smallest and of the largest architecture.
+
+    Which option of a static choice costs most does not follow from its size (of patches the
+    smallest), so all are looked at.
+    """
+    ends = [supernet.architecture(name) for name in ("smallest", "largest")]
+    for name in supernet.space.static:
+        options = supernet.space.choice(name).options
+        ends = [{**arch, name: option} for arch in ends for option in options]
+    costs = [supernet.count(cost, arch) for arch in ends]
+    return min(costs), max(costs)
 
 
 @contextlib.contextmanager

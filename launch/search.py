@@ -91,10 +91,13 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
     settings = run.config["search"]
     plan, weights = stages(run.config), None
     if WEIGHTS.value is not None:
-        weights = read_weights(run.widened(plan[0].partial_channels), WEIGHTS.value)
+        weights = read_weights(
+            run.widened(plan[0].partial_channels), WEIGHTS.value, run.session.mesh
+        )
     if TRAINED.value is not None:
-        weights = read_weights(run.supernet, TRAINED.value)
-        arch = two_stage.search_trained(run, oracle, weights)
+        weights = read_weights(run.supernet, TRAINED.value, run.session.mesh)
+        seed = two_stage.trained_seed(run, TRAINED.value)
+        arch = two_stage.search_trained(run, oracle, weights, seed)
     elif two_stage.is_wanted(settings):
         weights = two_stage.train(run, weights)
         arch = two_stage.search_trained(run, oracle, weights)

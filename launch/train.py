@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     start: Any = None
     module = run.supernet.from_scratch(arch)
     if WEIGHTS.value is not None:
-        weights = read_weights(run.supernet, WEIGHTS.value)
+        weights = read_weights(run.supernet, WEIGHTS.value, run.session.mesh)
         start = run.supernet.extract({"params": weights}, arch)["params"]
         module = run.supernet.network(arch)
     state = phases.train(

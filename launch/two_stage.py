@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import experiment
 import jax
 
-from nasjax import report, sampling, search, spaces
-from nasjax.core.errors import NasjaxError
+from nasjax import data, sampling, search, spaces
+from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.search import History, Oracle, Problem
 from nasjax.train import one_shot
@@ -21,6 +22,51 @@ from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
 from nasjax.train.metrics import JsonlWriter
 from nasjax.train.probes import Probes, held_out
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """``config.search.evaluation``: how sub-networks are scored with inherited weights.
+
+    Attributes:
+      examples: images of those that train no weights, at most; 0 for all.
+      batch_size: images at once.
+      chunk: architectures at once; 0 for what suits the device.
+    """
+
+    examples: int = 0
+    batch_size: int = 500
+    chunk: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Searching:
+    """``config.search.searcher``: who searches the trained super-network, and for how long.
+
+    Attributes:
+      name: of the searcher.
+      population: architectures of a generation.
+      evaluations: different architectures evaluated in all.
+      evolution: further settings of evolution.
+    """
+
+    name: str = "evolution"
+    population: int = 50
+    evaluations: int = 1000
+    evolution: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make(self, problem: Problem, key: jax.Array) -> search.Searcher:
+        """The searcher of ``problem``."""
+        if self.evaluations < 1:
+            raise NasjaxError(
+                f"config.search.searcher.evaluations is {self.evaluations}; 1 or more was expected."
+            )
+        own = self.evolution if self.name == "evolution" else {}
+        return search.searcher(self.name, problem, key, population=self.population, **own)
+
+
+# Settings of a search by gradient that a training by sampling would have to ignore.
+_BY_GRADIENT = ("leave_out", "stages", "edge_weights", "alphas_from_epoch", "second_order")
 
 
 def is_wanted(settings: Mapping[str, Any]) -> bool:
@@ -31,15 +77,14 @@ def is_wanted(settings: Mapping[str, Any]) -> bool:
 def train(run: experiment.Experiment, weights: Any = None) -> Any:
     """The super-network's weights after its training by sampling, from ``weights`` if given."""
     settings = run.config["search"]
-    # What could not be searched later is refused now, not after days of training.
-    make_searcher(make_problem(run.supernet, settings), settings["searcher"], jax.random.key(0))
+    check(run)
     state = one_shot.train_supernet(
         run.session,
         run.supernet,
         make_sampler(run.supernet, settings["sampler"]),
         run.dataset,
         run.recipe("search"),
-        weights_fraction=settings["weights_fraction"],
+        weights_fraction=fraction(run),
         others=sides(run),
         weights=weights,
         probes=make_probes(settings.get("probes")),
@@ -47,8 +92,26 @@ def train(run: experiment.Experiment, weights: Any = None) -> Any:
     return states.evaluated(state)
 
 
+def check(run: experiment.Experiment) -> None:
+    """Refuse now, not after days of training, what could not be searched then."""
+    settings = run.config["search"]
+    idle = [name for name in _BY_GRADIENT if settings.get(name)]
+    if (settings.get("budget") or {}).get("target"):
+        idle.append("budget.target")
+    if idle:
+        raise NasjaxError(
+            f"config.search.{idle[0]} = {settings.get(idle[0], 'set')!r} is for a search by "
+            "gradient; a training by sampling takes config.search.sampler.limits and "
+            "config.search.constraints, so leave it empty."
+        )
+    problem = make_problem(run.supernet, settings)
+    searching(settings).make(problem, jax.random.key(0))
+    problem.draw(jax.random.key(0))
+    make_evaluator(run, run.dataset)
+
+
 def search_trained(
-    run: experiment.Experiment, oracle: Oracle | None, trained: Any
+    run: experiment.Experiment, oracle: Oracle | None, trained: Any, seed: int | None = None
 ) -> dict[str, Any]:
     """The best architecture of a trained super-network.
 
@@ -58,45 +121,71 @@ def search_trained(
       run: the experiment.
       oracle: judges the best so far, which no searcher sees.
       trained: weights of the super-network.
+      seed: of the run that trained them, where it is another.
     """
     settings, others = run.config["search"], sides(run)
-    fraction = settings["weights_fraction"]
+    check(run)
     wanted = make_problem(run.supernet, settings)
-    given = dict(settings.get("evaluation") or {})
-    unseen = held_out(run.session, run.dataset, fraction, given.get("examples", 0))
-    evaluator = Evaluator(
-        run.session,
-        unseen,
-        given.get("batch_size", 500),
-        run.recipe("search").augmentation.size,
-        given.get("chunk") or None,
-    )
+    given = experiment.build(Evaluation, settings.get("evaluation") or {}, "search.evaluation")
+    seed = run.session.seed if seed is None else seed
+    evaluator = make_evaluator(run, held_out(run.dataset, fraction(run), seed, given.examples))
 
     def evaluate(archs: Any) -> Any:
         for arch, accuracy in evaluator.population(run.supernet, trained, archs, others):
             yield arch, {"accuracy": accuracy}
 
-    chosen = dict(settings["searcher"])
-    history = History(
-        run.supernet.space,
-        run.session.workdir / "history.jsonl",
-        {**wanted.describe(), "searcher": chosen, "seed": run.session.seed},
-    )
-    began = time.perf_counter()
-    search.run(
-        wanted,
-        make_searcher(wanted, chosen, run.session.key("searcher")),
-        evaluate,
-        chosen["evaluations"],
-        history,
-        progress=chosen["name"],
-    )
-    lines = report.Run.load(run.session.workdir).lines("evaluations")
-    if not lines or lines[-1]["step"] != len(history):
-        write_curve(run, wanted, history, oracle, time.perf_counter() - began)
-    if jax.process_index() == 0:
-        search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
+    chosen = searching(settings)
+    identity = {**wanted.describe(), **dataclasses.asdict(chosen), "seed": run.session.seed}
+    path = run.session.workdir / "history.jsonl"
+    history = History(run.supernet.space, path, identity)
+    searcher = chosen.make(wanted, run.session.key("searcher"))
+    try:
+        search.run(wanted, searcher, evaluate, chosen.evaluations, history, progress=chosen.name)
+    finally:  # of a search that is stopped too
+        if jax.process_index() == 0 and len(history):
+            search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
+    write_curve(run, wanted, history, oracle)
     return search.best(wanted, history).arch
+
+
+def fraction(run: experiment.Experiment) -> float:
+    """The part of the training images that trains the weights."""
+    return run.config["search"].get("weights_fraction", 0.5)
+
+
+def make_evaluator(run: experiment.Experiment, dataset: data.Dataset) -> Evaluator:
+    """What scores architectures on the test part of ``dataset``, as ``config.search`` says."""
+    values = run.config["search"].get("evaluation") or {}
+    given = experiment.build(Evaluation, values, "search.evaluation")
+    size = run.recipe("search").augmentation.size
+    return Evaluator(run.session, dataset, given.batch_size, size, given.chunk or None)
+
+
+def trained_seed(run: experiment.Experiment, source: str) -> int:
+    """The seed of the run ``source`` that trained a super-network: it says who saw which images.
+
+    Raises:
+      NasjaxError: if that run divided its images in another way, so that scores would be on
+        images that trained the weights.
+    """
+    path = pathlib.Path(source) / "config.json"
+    if not path.is_file():
+        return run.session.seed
+    theirs = json.loads(path.read_text())
+    pairs = {
+        "data": (theirs.get("data"), run.session.config.get("data")),
+        "search.weights_fraction": (
+            theirs.get("search", {}).get("weights_fraction", 0.5),
+            fraction(run),
+        ),
+    }
+    for name, (was, now) in pairs.items():
+        if was != now:
+            raise NasjaxError(
+                f"the super-network of {source} was trained with {name} = {was!r}, but it is "
+                f"{now!r} here: the images to score on would have trained it; use the same."
+            )
+    return int(theirs["seed"])
 
 
 def sides(run: experiment.Experiment) -> list[Supernet]:
@@ -107,8 +196,27 @@ def sides(run: experiment.Experiment) -> list[Supernet]:
 
 def make_sampler(supernet: Supernet, values: Mapping[str, Any]) -> sampling.Sampler:
     """The sampler that ``config.search.sampler`` describes."""
-    given = {n: v for n, v in values.items() if v is not None}
-    return sampling.sampler(given.pop("kind"), supernet, given.pop("limits", None), **given)
+    known = ("kind", "paths", "cost", "target", "limits")
+    for name in values:
+        if name not in known:
+            raise NasjaxError(
+                f"config.search.sampler has no key {name!r}; {did_you_mean(name, known)}"
+            )
+    given = {n: values[n] for n in ("cost", "target") if values["kind"] == "identity"}
+    if values.get("paths"):
+        given["paths"] = values["paths"]
+    found = limits(values.get("limits"), "sampler.limits")
+    return sampling.sampler(values["kind"], supernet, found, **given)
+
+
+def limits(values: Mapping[str, Any] | None, section: str) -> dict[str, tuple[float, float]]:
+    """Limits by cost; those of two zeros are left out, and a maximum of 0 is none."""
+    found = {}
+    for name, pair in (values or {}).items():
+        low, high = search.limits(f"config.search.{section}.{name}", pair)
+        if low or high:
+            found[name] = (low, high or math.inf)
+    return found
 
 
 def make_probes(values: Mapping[str, Any] | None) -> Probes | None:
@@ -119,21 +227,21 @@ def make_probes(values: Mapping[str, Any] | None) -> Probes | None:
 
 
 def make_problem(supernet: Supernet, settings: Mapping[str, Any]) -> Problem:
-    """The problem of ``config.search``; constraints with a maximum of 0 are left out."""
+    """The problem of ``config.search``."""
     objectives = settings.get("objectives") or ("accuracy",)
     objectives = (objectives,) if isinstance(objectives, str) else tuple(objectives)
-    limits = {n: v for n, v in (settings.get("constraints") or {}).items() if v and v[1]}
+    kept = limits(settings.get("constraints"), "constraints")
     costs: dict[str, Any] = {}
     if settings.get("latency"):
         predictor = read_predictor(supernet, settings["latency"])
         costs = {"latency": predictor, "throughput": predictor.throughput}
-    elif {"latency", "throughput"} & {*objectives, *limits}:
+    elif {"latency", "throughput"} & {*objectives, *kept}:
         raise NasjaxError(
             "latency and throughput need a predictor in config.search.latency; make one with "
             "launch/benchmark.py latency."
         )
     drawn = make_sampler(supernet, settings["sampler"])
-    return search.problem(supernet, objectives, limits, costs, drawn.sample)
+    return search.problem(supernet, objectives, kept, costs, drawn.sample)
 
 
 def read_predictor(supernet: Supernet, path: str) -> Any:
@@ -148,24 +256,15 @@ def read_predictor(supernet: Supernet, path: str) -> Any:
     return search.LatencyPredictor.from_json(supernet, content)
 
 
-def make_searcher(problem: Problem, values: Mapping[str, Any], key: jax.Array) -> search.Searcher:
-    """The searcher that ``config.search.searcher`` describes."""
-    name = values["name"]
-    own = values.get(name) or {}
-    return search.searcher(name, problem, key, population=values["population"], **own)
+def searching(settings: Mapping[str, Any]) -> Searching:
+    """Who searches, as ``config.search.searcher`` says."""
+    return experiment.build(Searching, settings.get("searcher") or {}, "search.searcher")
 
 
 def write_curve(
-    run: experiment.Experiment,
-    problem: Problem,
-    history: History,
-    oracle: Oracle | None,
-    seconds: float,
+    run: experiment.Experiment, problem: Problem, history: History, oracle: Oracle | None
 ) -> None:
-    """Log the any-time curve: the best so far wherever it changes, over evaluations.
-
-    ``seconds`` is what all of them took, of a search that was continued its last part.
-    """
+    """Log the any-time curve: the best so far wherever it changes, over evaluations."""
     first = problem.objectives[0]
     for writer in run.session.writers:
         if isinstance(writer, JsonlWriter):
@@ -178,8 +277,7 @@ def write_curve(
             continue
         if best is None or value < best[0]:
             best = value, entry
-        spent = seconds * number / len(entries)
-        line = {"architecture": best[1].arch, **best[1].values, "seconds": spent}
+        line = {"architecture": best[1].arch, **best[1].values, "seconds": entry.seconds}
         if oracle is not None:
             line["oracle"] = dict(oracle.score(best[1].arch))
         for writer in run.session.writers:

@@ -99,7 +99,13 @@ def two_stage(sampler: str = "uniform", *, evaluations: int = 1000) -> dict[str,
       evaluations: architectures evaluated in the second stage: 20 generations of 50.
     """
     return {
-        "sampler": {"kind": sampler},
+        "sampler": {
+            "kind": sampler,
+            "paths": 0,
+            "cost": "flops",
+            "target": 0.0,
+            "limits": {"params": (0.0, 0.0), "flops": (0.0, 0.0)},
+        },
         "searcher": {
             "name": "evolution",
             "population": 50,

@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nasjax.core import architecture, cost
+from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Key, generator
+from nasjax.core.cost import bounds
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.space import SearchSpace
 from nasjax.core.supernet import Supernet
@@ -69,7 +70,7 @@ def uniform(space: SearchSpace, paths: int = 1) -> Sampler:
     return _independent("uniform", paths, lambda rng: architecture.sample(space, rng))
 
 
-def weighed(space: SearchSpace, weights: Mapping[str, Sequence[float]], paths: int = 1) -> Sampler:
+def weighted(space: SearchSpace, weights: Mapping[str, Sequence[float]], paths: int = 1) -> Sampler:
     """Architectures whose options have given probabilities, by choice.
 
     Args:
@@ -89,7 +90,7 @@ def weighed(space: SearchSpace, weights: Mapping[str, Sequence[float]], paths: i
             )
     # NumPy takes no sum that is off by more than float64's rounding; rows of float32 are.
     exact = {n: [float(p) / math.fsum(row) for p in row] for n, row in weights.items()}
-    return _independent("weighed", paths, lambda rng: architecture.sample(space, rng, exact))
+    return _independent("weighted", paths, lambda rng: architecture.sample(space, rng, exact))
 
 
 def fair(space: SearchSpace, paths: int | None = None) -> Sampler:
@@ -172,7 +173,7 @@ def within(
             f"{maximum:,g}; widen the limits."
         )
 
-    least, greatest = cost.bounds(supernet.space, supernet.terms(name))
+    least, greatest = bounds(supernet.space, supernet.terms(name))
     if maximum < least or minimum > greatest:
         raise NasjaxError(
             f"no architecture of space {supernet.space.name!r} has {name} from {minimum:,g} to "
@@ -183,7 +184,7 @@ def within(
 
 
 def identity(
-    supernet: Supernet, name: str, target: float, choice: str = "heads", skip: Any = 0
+    supernet: Supernet, cost: str, target: float, choice: str = "heads", skip: Any = 0
 ) -> Sampler:
     """Blocks are skipped with the probability that makes the expected cost equal to a target.
 
@@ -192,7 +193,7 @@ def identity(
 
     Args:
       supernet: that counts the cost.
-      name: of the cost, e.g. ``"flops"``.
+      cost: its name, e.g. ``"flops"``.
       target: its expectation.
       choice: made per block, one of whose options skips it.
       skip: that option.
@@ -206,13 +207,13 @@ def identity(
             f"choice {choice!r} of space {supernet.space.name!r} has the options {options}, among "
             f"which the identity {skip!r} is not; build the space with identity blocks."
         )
-    probability = identity_probability(supernet, name, target, choice, skip)
+    probability = identity_probability(supernet, cost, target, choice, skip)
     weights = {choice: _with_identity(options, skip, probability)}
-    return weighed(supernet.space, weights)
+    return weighted(supernet.space, weights)
 
 
 def identity_probability(
-    supernet: Supernet, name: str, target: float, choice: str = "heads", skip: Any = 0
+    supernet: Supernet, cost: str, target: float, choice: str = "heads", skip: Any = 0
 ) -> float:
     """The probability of identity blocks at which the expected cost is ``target``.
 
@@ -225,7 +226,7 @@ def identity_probability(
     @jax.jit
     def expected(row: jax.Array) -> jax.Array:
         rows = jnp.broadcast_to(row, mixture[choice].shape)
-        return supernet.expect(name, {**mixture, choice: rows})
+        return supernet.expect(cost, {**mixture, choice: rows})
 
     def at(probability: float) -> float:
         return float(expected(jnp.asarray(_with_identity(options, skip, probability))))
@@ -233,7 +234,7 @@ def identity_probability(
     most, least = at(0.0), at(1.0)
     if not least <= target <= most:
         raise NasjaxError(
-            f"no probability of identity blocks makes the expected {name} {target:,g}: it goes "
+            f"no probability of identity blocks makes the expected {cost} {target:,g}: it goes "
             f"from {most:,.0f} without any to {least:,.0f} with nothing else; choose a target "
             "between the two."
         )

@@ -13,7 +13,7 @@ from nasjax.core import architecture, cost
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
 from nasjax.core.space import Choice, SearchSpace
-from nasjax.sampling import Sampler, fair, identity, identity_probability, uniform, weighed, within
+from nasjax.sampling import Sampler, fair, identity, identity_probability, uniform, weighted, within
 from tests.toys import patches, toy
 
 NET = toy()
@@ -23,7 +23,7 @@ TARGET = 180  # parameters, of 130 with identities alone to 245 without any
 SAMPLERS = {
     "uniform": uniform(SPACE),
     "several": uniform(SPACE, 3),
-    "weighed": weighed(SPACE, {"heads": (0.5, 0.25, 0.25)}),
+    "weighted": weighted(SPACE, {"heads": (0.5, 0.25, 0.25)}),
     "fair": fair(SPACE),
     "within": within(uniform(SPACE, 2), NET, "params", 0, 150),
     "identity": identity(NET, "params", TARGET),
@@ -77,7 +77,7 @@ def test_uniform_is_uniform_in_each_choice() -> None:
 
 def test_weighed_has_the_probabilities_it_was_given() -> None:
     given = {"heads": (0.6, 0.1, 0.3), "depth": (0.0, 1.0)}
-    found = draws(weighed(SPACE, given, paths=2), 1000)
+    found = draws(weighted(SPACE, given, paths=2), 1000)
     assert frequencies(found, "depth").tolist() == [0, 1]
     for layer in (0, 1):
         np.testing.assert_allclose(frequencies(found, "heads", layer), given["heads"], atol=0.05)
@@ -86,10 +86,10 @@ def test_weighed_has_the_probabilities_it_was_given() -> None:
 
 def test_probabilities_may_be_as_exact_as_they_are_written() -> None:
     for row in ((0.3333333,) * 3, np.float32([0.1, 0.7, 0.2]), [1, 0, 0]):
-        assert len(draws(weighed(SPACE, {"heads": row}), 3)) == 3
+        assert len(draws(weighted(SPACE, {"heads": row}), 3)) == 3
 
 
-@pytest.mark.parametrize("name", ["uniform", "weighed", "identity"])
+@pytest.mark.parametrize("name", ["uniform", "weighted", "identity"])
 def test_a_single_draw_has_the_distribution_of_a_step(name: str) -> None:
     sampler = SAMPLERS[name]
     assert sampler.sample is not None
@@ -195,7 +195,7 @@ def test_what_cannot_be_drawn_from_fairly() -> None:
 )
 def test_weights_that_are_no_distribution(weights: Any, message: str) -> None:
     with pytest.raises(NasjaxError, match=message):
-        weighed(SPACE, weights)
+        weighted(SPACE, weights)
 
 
 def params(arch: Any) -> float:
@@ -203,7 +203,7 @@ def params(arch: Any) -> float:
 
 
 def test_within_limits_all_are_and_the_others_keep_their_proportions() -> None:
-    base = weighed(SPACE, {"heads": (0.2, 0.3, 0.5)})
+    base = weighted(SPACE, {"heads": (0.2, 0.3, 0.5)})
     low, high = 110, 230
     found = draws(within(base, NET, "params", low, high), 800)
     assert all(low <= params(a) <= high for a in found)
@@ -296,7 +296,7 @@ def test_samplers_by_name() -> None:
     made = sampling.sampler("uniform", NET, paths=3)
     assert made(KEY, 4) == uniform(SPACE, 3)(KEY, 4)
     assert sampling.sampler("fair", NET)(KEY, 4) == fair(SPACE)(KEY, 4)
-    made = sampling.sampler("identity", NET, name="params", target=TARGET)
+    made = sampling.sampler("identity", NET, cost="params", target=TARGET)
     assert made(KEY, 4) == identity(NET, "params", TARGET)(KEY, 4)
     limits = {"params": (0, 150), "flops": (100, 1e9)}
     for arch in draws(sampling.sampler("uniform", NET, limits), 20):
@@ -308,8 +308,8 @@ def test_samplers_by_name() -> None:
     [
         ("unifrom", {}, "no sampler 'unifrom'; did you mean 'uniform'.*Known: uniform, fair, iden"),
         ("uniform", {"path": 2}, "sampler 'uniform' cannot be made so: .*'path'"),
-        ("identity", {}, "sampler 'identity' cannot be made so: .*'name' and 'target'"),
-        ("identity", {"name": "parms", "target": 1}, "counts no 'parms'; did you mean 'params'"),
+        ("identity", {}, "sampler 'identity' cannot be made so: .*'cost' and 'target'"),
+        ("identity", {"cost": "parms", "target": 1}, "counts no 'parms'; did you mean 'params'"),
         ("fair", {"limits": {"params": (0, 1e9)}}, "cannot keep a budget and stay fair"),
     ],
 )

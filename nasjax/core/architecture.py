@@ -208,6 +208,32 @@ def sample(
     return _build(space, pick, rng)
 
 
+def with_silent_genes(space: SearchSpace, key: Key, arch: Arch) -> dict[str, Any]:
+    """``arch`` with a random option wherever any option would give the same architecture.
+
+    Where a rule of decoding leaves something out (the ratios of an identity block), a legal
+    architecture holds the first option for it. Children that bring it back would inherit that one;
+    from this, which is not legal itself, they inherit a random one.
+    """
+    if space.decoding is None:
+        return dict(arch)
+    rng = generator(key)
+    found = {n: list(v) if isinstance(v, list) else v for n, v in arch.items()}
+    scores = _scores(space, arch)
+    for name, layer in genes(space):
+        row = scores[name] if layer is None else scores[name][layer]
+        before, option = row.copy(), rng.integers(len(row))
+        row[:] = 0.0
+        row[option] = 1.0
+        if decide(space, scores) != arch:
+            row[:] = before
+        elif layer is None:
+            found[name] = space.choice(name).options[option]
+        elif layer < len(found[name]):
+            found[name][layer] = space.choice(name).options[option]
+    return found
+
+
 def mutate(
     space: SearchSpace,
     key: Key,
@@ -225,6 +251,7 @@ def mutate(
       whole: for the choices of the whole network; None for the same.
     """
     rng = generator(key)
+    arch = with_silent_genes(space, rng, arch)
     for_whole = probability if whole is None else whole
 
     def pick(choice: Choice, layer: int | None) -> Option:
@@ -245,6 +272,7 @@ def crossover(space: SearchSpace, key: Key, first: Arch, second: Arch) -> dict[s
     (where the depth follows from several choices) one is drawn.
     """
     rng = generator(key)
+    first, second = (with_silent_genes(space, rng, parent) for parent in (first, second))
 
     def pick(choice: Choice, layer: int | None) -> Option:
         parents = [first, second] if rng.integers(2) else [second, first]

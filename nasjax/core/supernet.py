@@ -78,6 +78,14 @@ class Supernet:
     columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
     variant: Callable[[Arch], nn.Module] | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.space.static:
+            if self.variant is None and len(self.space.choice(name).options) > 1:
+                raise SpaceError(
+                    f"choice {name!r} of space {self.space.name!r} is static, but the "
+                    "super-network has no variant: give what makes its maximal module."
+                )
+
     @functools.cached_property
     def _boxed(self) -> Any:
         example = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)

@@ -34,7 +34,7 @@ class Run:
         result: Contents of ``result.json``; empty when it is missing.
         config: Contents of ``config.json``; empty when it is missing.
         history: Values of each architecture in ``history.jsonl``, in the order of evaluation.
-        pareto: Contents of ``pareto.json``; empty when it is missing.
+        objectives: Name, direction and unit of what was searched for, as the history has them.
         notes: One sentence for each thing that is missing or unreadable.
     """
 
@@ -45,7 +45,7 @@ class Run:
     config: Record = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     history: tuple[Record, ...] = ()
-    pareto: Record = field(default_factory=dict)
+    objectives: tuple[Record, ...] = ()
 
     @classmethod
     def load(cls, workdir: str | Path) -> Run:
@@ -67,13 +67,13 @@ class Run:
         )
         name = folder.resolve().name
         history: tuple[Record, ...] = ()
-        pareto: Record = {}
-        if (folder / "history.jsonl").is_file():  # only a search in two stages has them
+        objectives: tuple[Record, ...] = ()
+        if (folder / "history.jsonl").is_file():  # only a search in two stages has one
             lines = _read_lines(folder / "history.jsonl", notes)
             history = tuple(_objects([line.get("values") for line in lines]))
-        if (folder / "pareto.json").is_file():
-            pareto = _read_object(folder / "pareto.json", notes)
-        return cls(name, metrics, arch, result, config, tuple(notes), history, pareto)
+            for header in _objects([line.get("history") for line in lines]):
+                objectives = tuple(_objects(header.get("objectives")))
+        return cls(name, metrics, arch, result, config, tuple(notes), history, objectives)
 
     @property
     def phases(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nasjax.report.formats import format_tick, is_number
@@ -65,7 +65,7 @@ def population_plot(run: Run) -> str:
     The cost is the second objective, or the parameters where there is one objective. The Pareto
     set of the two is a line.
     """
-    objectives = [o for o in run.pareto.get("objectives", ()) if isinstance(o, Mapping)]
+    objectives = run.objectives
     if not run.history or not objectives:
         return message_svg("population", "No architecture has been evaluated yet.")
     first = objectives[0]
@@ -149,12 +149,16 @@ def _label(objective: Mapping[str, Any]) -> str:
 
 def search_seconds(run: Run) -> float:
     """How long the steps of the search took, from the logged steps per second."""
-    seconds, step = 0.0, 0.0
+    return sum(seconds for _, seconds in _timed(run))
+
+
+def _timed(run: Run) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """The lines of the search, and the seconds since the line before."""
+    step = 0.0
     for line in run.lines("search"):
         rate = line.get("steps_per_second")
-        seconds += (line["step"] - step) / rate if is_number(rate) and rate > 0 else 0.0
+        yield line, (line["step"] - step) / rate if is_number(rate) and rate > 0 else 0.0
         step = line["step"]
-    return seconds
 
 
 def anytime_accuracy(run: Run) -> tuple[list[float], list[float]]:
@@ -163,13 +167,11 @@ def anytime_accuracy(run: Run) -> tuple[list[float], list[float]]:
     With inherited weights on training images that train no weights: of the current architecture
     of a search by gradient (its probe), of the best so far of a search of a trained super-network.
     """
-    seconds, step = 0.0, 0.0
+    seconds = 0.0
     at: list[float] = []
     values: list[float] = []
-    for line in run.lines("search"):
-        rate = line.get("steps_per_second")
-        seconds += (line["step"] - step) / rate if is_number(rate) and rate > 0 else 0.0
-        step = line["step"]
+    for line, passed in _timed(run):
+        seconds += passed
         current = (line.get("probes") or {}).get("current")
         if is_number(current):
             at.append(seconds)

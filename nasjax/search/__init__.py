@@ -24,7 +24,7 @@ from nasjax.search.latency import (
 from nasjax.search.latency_predictor import LatencyPredictor
 from nasjax.search.loop import best, one_by_one, run
 from nasjax.search.nsga2 import NSGA2
-from nasjax.search.objectives import Constraint, Objective, Problem, problem
+from nasjax.search.objectives import Constraint, Objective, Problem, limits, problem
 from nasjax.search.oracle import Oracle
 from nasjax.search.pareto import non_dominated, pareto_front, write_front
 from nasjax.search.ranking import rank_correlations
@@ -76,6 +76,7 @@ __all__ = [
     "TableKey",
     "architecture_latency",
     "best",
+    "limits",
     "measure_architectures",
     "measure_latencies",
     "measure_latency",

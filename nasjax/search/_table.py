@@ -46,6 +46,11 @@ class TableKey:
                 "expected: name the columns that tell the architectures apart."
             )
 
+    @classmethod
+    def by_column(cls, columns: Mapping[str, Callable[[Arch], Any]]) -> TableKey:
+        """The key of a space that says for each column what it holds (``Supernet.columns``)."""
+        return cls(tuple(columns), lambda arch: {name: of(arch) for name, of in columns.items()})
+
     def cells(self, arch: Arch) -> tuple[Cell, ...]:
         """What the key columns hold in the row of ``arch``.
 

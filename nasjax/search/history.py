@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
@@ -17,11 +19,19 @@ from nasjax.core.space import SearchSpace
 from nasjax.search.errors import SearchError
 
 
-class Evaluated(NamedTuple):
-    """An architecture and all that is known of it."""
+@dataclass(frozen=True)
+class Evaluated:
+    """An architecture, all that is known of it, and when that was.
+
+    Attributes:
+      arch: the architecture.
+      values: by name.
+      seconds: of searching until then; of a search that was continued, without the pauses.
+    """
 
     arch: dict[str, Any]
     values: dict[str, float]
+    seconds: float = field(default=0.0, compare=False)
 
 
 class History:
@@ -48,6 +58,7 @@ class History:
         self._space = space
         self._found: dict[tuple[int, ...], Evaluated] = {}
         self._path = None if path is None else pathlib.Path(path)
+        self._began = time.perf_counter()
         if self._path is not None:
             self._open(json.loads(json.dumps(dict(identity or {}))))
 
@@ -67,10 +78,14 @@ class History:
         code = self._code(arch)
         assert code not in self._found, "an architecture is evaluated once"
         entry = Evaluated(
-            architecture.validate(self._space, arch), {n: _number(v) for n, v in values.items()}
+            architecture.validate(self._space, arch),
+            {n: _number(v) for n, v in values.items()},
+            round(time.perf_counter() - self._began, 3),
         )
         self._found[code] = entry
-        self._write({"architecture": entry.arch, "values": entry.values}, "a")
+        self._write(
+            {"architecture": entry.arch, "values": entry.values, "seconds": entry.seconds}, "a"
+        )
 
     def _code(self, arch: Arch) -> tuple[int, ...]:
         return architecture.code(self._space, arch)
@@ -108,7 +123,10 @@ class History:
         try:
             header, *entries = (json.loads(line) for line in lines)
             theirs = header["history"]
-            read = [(e["architecture"], dict(e["values"])) for e in entries]
+            read = [
+                (e["architecture"], dict(e["values"]), float(e.get("seconds", 0.0)))
+                for e in entries
+            ]
         except (ValueError, KeyError, TypeError):
             raise SearchError(
                 f"{self._path} is no history of a search; move it away or choose another path."
@@ -120,12 +138,13 @@ class History:
                 f"{self._path} is the history of another search ({what}); move it away or choose "
                 "another path."
             )
-        for number, (arch, values) in enumerate(read, start=2):
+        for number, (arch, values, seconds) in enumerate(read, start=2):
             try:
-                entry = Evaluated(architecture.validate(self._space, arch), values)
+                entry = Evaluated(architecture.validate(self._space, arch), values, seconds)
             except NasjaxError as error:
                 raise SearchError(f"line {number} of {self._path}: {error}") from None
             self._found[self._code(entry.arch)] = entry
+            self._began = time.perf_counter() - seconds
 
 
 def _number(value: Any) -> float:

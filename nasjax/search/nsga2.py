@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nasjax.core import architecture
-from nasjax.core.architecture import Key
+from nasjax.core.architecture import Arch, Key
 from nasjax.search.errors import SearchError
 from nasjax.search.objectives import Problem, Values
 
@@ -39,6 +39,7 @@ class NSGA2:
             )
         try:
             from pymoo.algorithms.moo.nsga2 import NSGA2 as Algorithm
+            from pymoo.core.duplicate import DuplicateElimination
             from pymoo.core.evaluator import Evaluator
             from pymoo.core.problem import Problem as Described
             from pymoo.core.termination import NoTermination
@@ -51,16 +52,18 @@ class NSGA2:
                 'NSGA-II needs pymoo; install it with pip install "nasjax[search]".'
             ) from None
         self._problem = problem
+        self._codes: dict[tuple[int, ...], tuple[int, ...]] = {}
         options = [
             len(problem.space.choice(name).options) for name, _ in architecture.genes(problem.space)
         ]
+        self._genes = len(options)
         # A gene of one option has nothing to vary.
         self._varied = np.flatnonzero(np.array(options) > 1)
         if not self._varied.size:
             raise SearchError(f"space {problem.space.name!r} has a single architecture.")
         rng = architecture.generator(key)
         first = [problem.draw(rng) for _ in range(population)]
-        start = np.stack([architecture.encode(problem.space, arch) for arch in first])
+        start = np.stack([self._vector(rng, arch) for arch in first])
         described = Described(
             n_var=self._varied.size,
             n_obj=len(problem.objectives),
@@ -69,13 +72,25 @@ class NSGA2:
             xu=np.array(options)[self._varied] - 1,
             vtype=int,
         )
+
+        class ByArchitecture(DuplicateElimination):  # type: ignore[misc]
+            """Vectors that differ in silent genes alone are one architecture."""
+
+            def _do(_, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
+                seen = {self._code(row) for row in other.get("X")} if other is not None else set()
+                for i, row in enumerate(pop.get("X")):
+                    code = self._code(row)
+                    is_duplicate[i] = code in seen
+                    seen |= {code} if other is None else set()
+                return is_duplicate
+
         repair = RoundingRepair()
         self._algorithm = Algorithm(
             pop_size=population,
-            sampling=np.maximum(start, 0)[:, self._varied],
+            sampling=start[:, self._varied],
             crossover=TwoPointCrossover(prob=1.0, repair=repair),
             mutation=PM(eta=3, prob=1.0, prob_var=1 / self._varied.size, repair=repair),
-            eliminate_duplicates=True,
+            eliminate_duplicates=ByArchitecture(),
         )
         seed = int(rng.integers(2**31))
         self._algorithm.setup(described, termination=NoTermination(), seed=seed, verbose=False)
@@ -88,7 +103,6 @@ class NSGA2:
             self._algorithm.tell(infills=population)
 
         self._tell = tell
-        self._genes = len(options)
         self._asked: Any = None
         self._feasible: list[int] = []
 
@@ -113,6 +127,24 @@ class NSGA2:
         told = np.zeros((len(self._asked), len(self._problem.objectives)))
         told[self._feasible] = self._problem.minimized(values)
         self._tell(self._asked, told)
+
+    def _code(self, row: np.ndarray) -> tuple[int, ...]:
+        genes = tuple(np.rint(row).astype(int).tolist())
+        if genes not in self._codes:
+            self._codes[genes] = architecture.code(self._problem.space, self._decode(row))
+        return self._codes[genes]
+
+    def _vector(self, rng: np.random.Generator, arch: Arch) -> np.ndarray:
+        """Option indices of ``arch``, random ones where they mean nothing."""
+        space = self._problem.space
+        full = architecture.with_silent_genes(space, rng, arch)
+        vector = []
+        for name, layer in architecture.genes(space):
+            options = space.choice(name).options
+            missing = layer is not None and layer >= len(full[name])
+            value = full[name] if layer is None else None if missing else full[name][layer]
+            vector.append(rng.integers(len(options)) if missing else options.index(value))
+        return np.array(vector)
 
     def _decode(self, row: np.ndarray) -> dict[str, Any]:
         vector = np.zeros(self._genes, int)

@@ -173,7 +173,10 @@ class Problem:
         return {
             "space": self.space.name,
             "size": str(self.space.size),
-            "objectives": [o.name for o in self.objectives],
+            "objectives": [
+                {"name": o.name, "direction": "max" if o.maximize else "min", "unit": o.unit}
+                for o in self.objectives
+            ],
             "constraints": [str(c) for c in self.constraints],
         }
 
@@ -223,7 +226,7 @@ def problem(
                 )
             objective = KNOWN.get(objective, Objective(objective))
         wanted.append(objective)
-    limits = [Constraint(n, *_pair(n, limit)) for n, limit in (constraints or {}).items()]
+    wanted_limits = [Constraint(n, *limits(n, pair)) for n, pair in (constraints or {}).items()]
     found: dict[str, tuple[float, float]] = {}
 
     def bounds(name: str) -> tuple[float, float] | None:
@@ -233,7 +236,7 @@ def problem(
             found[name] = cost.bounds(supernet.space, supernet.terms(name))
         return found[name]
 
-    made = Problem(supernet.space, tuple(wanted), tuple(limits), every, sample, bounds)
+    made = Problem(supernet.space, tuple(wanted), tuple(wanted_limits), every, sample, bounds)
     made.check()
     return made
 
@@ -242,9 +245,15 @@ def _counter(supernet: Supernet, name: str) -> Callable[[Arch], float]:
     return lambda arch: supernet.count(name, arch)
 
 
-def _pair(name: str, limits: Any) -> tuple[float, float]:
-    if isinstance(limits, str) or not hasattr(limits, "__len__") or len(limits) != 2:
+def limits(name: str, pair: Any) -> tuple[float, float]:
+    """The least and the greatest value that is allowed of a cost.
+
+    Raises:
+      SearchError: if ``pair`` is not two numbers.
+    """
+    numbers = isinstance(pair, Sequence) and not isinstance(pair, str)
+    if not numbers or len(pair) != 2 or not all(isinstance(v, int | float) for v in pair):
         raise SearchError(
-            f"the constraint on {name} is {limits!r}; its minimum and its maximum were expected."
+            f"the limits of {name} are {pair!r}; its minimum and its maximum were expected."
         )
-    return float(limits[0]), float(limits[1])
+    return float(pair[0]), float(pair[1])

@@ -53,14 +53,8 @@ def write_front(
       The two paths.
     """
     directory = pathlib.Path(directory)
-    objectives = [
-        {"name": o.name, "direction": "max" if o.maximize else "min", "unit": o.unit}
-        for o in problem.objectives
-    ]
     content = {
-        "space": problem.space.name,
-        "objectives": objectives,
-        "constraints": [str(c) for c in problem.constraints],
+        **problem.describe(),
         "architectures": [{"architecture": e.arch, **e.values} for e in front],
     }
     wanted = [o.name for o in problem.objectives]

@@ -52,7 +52,9 @@ class Evaluator:
             )
         self._session = session
         self._dataset = dataset
-        self._batch_size = batch_size
+        # Padding has weight 0, so any size serves any number of devices.
+        shards = session.mesh.shape["data"]
+        self._batch_size = -(-batch_size // shards) * shards
         self._size = size
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 8)
         self._programs: dict[Any, tuple[Any, Any]] = {}
@@ -207,7 +209,13 @@ class Evaluator:
 
     def _totals(self, step: Callable[..., steps.Metrics], *variables: Any) -> Any:
         """Sums over all examples."""
-        sums = [step(*variables, batch) for batch in self._examples()]
+        sums = []
+        for batch in self._examples():
+            sums.append(step(*variables, batch))
+            if jax.default_backend() == "cpu":
+                # On virtual devices the all-reduces of many programs at once can wait for one
+                # another for good.
+                jax.block_until_ready(sums[-1])
         return jax.device_get(jax.tree.map(lambda *parts: sum(parts), *sums))
 
     def _examples(self) -> Any:

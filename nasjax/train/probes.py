@@ -82,13 +82,15 @@ class Probes:
           size: side the images are resized to; None for their own.
           schedule: of the training.
         """
-        unseen = held_out(session, dataset, weights_fraction, self.examples)
+        unseen = held_out(dataset, weights_fraction, session.seed, self.examples)
         evaluator = Evaluator(session, unseen, self.batch_size, size)
         networks = self.networks(supernet.space, session.key("probes"))
 
         def look(state: State, current: Arch | None = None) -> dict[str, Any]:
             number = int(state.step)
-            if number % self.every >= schedule.log and number != schedule.steps:
+            # Not at a stop either: whoever sent the signal may not wait for an evaluation.
+            logged = number % schedule.log == 0 and number % self.every < schedule.log
+            if not logged and number != schedule.steps:
                 return {}
             seen: Mapping[str, Arch] = networks
             if current is not None:
@@ -101,17 +103,17 @@ class Probes:
 
 
 def held_out(
-    session: Session, dataset: data.Dataset, weights_fraction: float, examples: int = 0
+    dataset: data.Dataset, weights_fraction: float, seed: int, examples: int = 0
 ) -> data.Dataset:
     """``dataset`` whose test part is the training images that do not train the weights.
 
     Args:
-      session: of the run, whose seed divides.
       dataset: the data.
       weights_fraction: as in the training.
+      seed: of the run that trained.
       examples: how many are used at most, evenly spaced; 0 for all.
     """
-    part = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed).alphas
+    part = data.bilevel_split(dataset.train, weights_fraction, seed=seed).alphas
     if examples and examples < len(part):
         part = part.take(np.linspace(0, len(part) - 1, examples).astype(int))
     return dataclasses.replace(dataset, test=part)

@@ -78,7 +78,7 @@ def open_session(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # A directory in which nothing has been trained yet may still change its mind.
-        begun = (workdir / "checkpoints").exists()
+        begun = any((workdir / name).exists() for name in ("checkpoints", "history.jsonl"))
         if path.exists() and begun:
             _check_same(path, plain)
         elif jax.process_index() == 0:

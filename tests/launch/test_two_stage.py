@@ -37,10 +37,12 @@ OPTIONS = [
 
 
 def history(workdir):
-    """Architectures and their values, in order; a torn last line is none."""
+    """Architectures and their values, in order, without times; a torn last line is none."""
     path = workdir / "history.jsonl"
     lines = path.read_text().split("\n")[1:-1] if path.exists() else []
-    return [json.dumps(json.loads(line), sort_keys=True) for line in lines]
+    entries = [json.loads(line) for line in lines]
+    kept = [{n: v for n, v in entry.items() if n != "seconds"} for entry in entries]
+    return [json.dumps(entry, sort_keys=True) for entry in kept]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +117,16 @@ def test_constraints_that_nothing_keeps_are_one_sentence_and_nothing_is_trained(
             {"sampler": {"kind": "uniform", "limits": {"params": (0, 1)}}},
             "they go from 678 to 2,718",
         ),
+        ({"sampler": {"kind": "uniform", "pahts": 2}}, "no key 'pahts'; did you mean 'paths'"),
+        ({"leave_out": ("none",)}, "leave_out = .* is for a search by gradient"),
+        ({"budget": {"cost": "params", "target": 1e3}}, r"budget\.target .* by gradient"),
+        ({"searcher": {"name": "random", "evaluations": 0}}, "evaluations is 0; 1 or more"),
+        ({"searcher": {"nmae": "random"}}, "searcher has no key 'nmae'; did you mean 'name'"),
+        ({"evaluation": {"chunck": 1}}, "evaluation has no key 'chunck'; did you mean 'chunk'"),
+        (
+            {"constraints": {"params": (0, 700), "flops": (12_000, 13_000)}},
+            "none of 10,000 random architectures",  # each alone is possible
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_trained(tmp_path, change, expected):
@@ -133,5 +145,39 @@ def test_constraints_with_a_maximum_of_zero_are_left_out():
     settings["constraints"]["flops"] = (0.0, 1e9)
     (limit,) = two_stage.make_problem(net, settings).constraints
     assert str(limit) == "0 <= flops <= 1e+09"
+    settings["constraints"]["flops"] = (2000.0, 0.0)  # a minimum alone
+    (limit,) = two_stage.make_problem(net, settings).constraints
+    assert str(limit) == "2,000 <= flops"
     assert two_stage.make_probes(settings["probes"]) is None
     assert not two_stage.is_wanted(recipes.two_stage("")) and two_stage.is_wanted(settings)
+
+
+def test_a_trained_super_network_is_searched_again_on_other_devices(whole, tmp_path):
+    """Scored on the images that trained none of its weights, whatever the new run's seed."""
+    extra = [f"--trained={whole}", "--config.seed=3", "--config.search.searcher.name=random"]
+    finish(start(tmp_path, *OPTIONS, *extra, devices=2))
+    assert not (tmp_path / "checkpoints" / "search").exists()
+    known = {json.dumps(e["architecture"]): e for e in map(json.loads, history(whole))}
+    again = [json.loads(line) for line in history(tmp_path)]
+    both = [e for e in again if json.dumps(e["architecture"]) in known]
+    assert len(again) == COUNT and both and again != list(known.values())
+    for entry in both:
+        before = known[json.dumps(entry["architecture"])]["values"]
+        assert entry["values"] == pytest.approx(before, abs=0.01)  # an image may change sides
+    changed = "--config.search.weights_fraction=0.6"
+    where = ["--config", CONFIG, "--workdir", tmp_path / "other"]
+    message = complain("search.py", *where, *OPTIONS, *extra, changed)
+    assert "trained with search.weights_fraction = 0.5, but it is 0.6" in message
+    where[-1] = tmp_path
+    message = complain("search.py", *where, *OPTIONS, *extra[1:], "--trained=elsewhere")
+    assert "holds a run of another configuration (search.trained was" in message
+
+
+def test_an_architecture_of_a_pareto_set_is_read_by_its_number(whole):
+    net = spaces.make(**json.loads((whole / "config.json").read_text())["space"])
+    front = json.loads((whole / "pareto.json").read_text())["architectures"]
+    assert experiment.read_arch(net, f"{whole}/pareto.json:1") == front[0]["architecture"]
+    with pytest.raises(NasjaxError, match=f"has {len(front)} architectures, so 1 to {len(front)}"):
+        experiment.read_arch(net, f"{whole}/pareto.json:{len(front) + 1}")
+    with pytest.raises(NasjaxError, match="is no Pareto set"):
+        experiment.read_arch(net, f"{whole}/arch.json:1")

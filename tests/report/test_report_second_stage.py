@@ -28,15 +28,14 @@ def sampled(folder: Path, directions: tuple[str, str] = ("max", "min")) -> Path:
         {"phase": "evaluations", "step": 3, "accuracy": 0.7, "seconds": 3.0},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    history = [(0.5, 1000), (0.4, 3000), (0.7, 4000), (0.6, 5000)]
-    entries = [{"architecture": {}, "values": {"accuracy": a, "params": p}} for a, p in history]
-    text = [json.dumps({"history": {}}), *map(json.dumps, entries)]
-    (folder / "history.jsonl").write_text("\n".join(text) + "\n")
     names = (("accuracy", "part of the examples"), ("params", "parameters"))
     objectives = [
         {"name": n, "direction": d, "unit": u} for (n, u), d in zip(names, directions, strict=True)
     ]
-    (folder / "pareto.json").write_text(json.dumps({"objectives": objectives}))
+    history = [(0.5, 1000), (0.4, 3000), (0.7, 4000), (0.6, 5000)]
+    entries = [{"architecture": {}, "values": {"accuracy": a, "params": p}} for a, p in history]
+    text = [json.dumps({"history": {"objectives": objectives}}), *map(json.dumps, entries)]
+    (folder / "history.jsonl").write_text("\n".join(text) + "\n")
     return folder
 
 

@@ -119,9 +119,9 @@ def test_a_limit_of_an_unbounded_cost_that_leaves_nothing_says_so(
         ({"constraints": {"accuracy": (0.5, 1)}}, "'accuracy' cannot be constrained, since it is"),
         ({"constraints": {"parms": (0, 1)}}, "'parms' cannot be .* did you mean 'params'"),
         ({"constraints": {"params": (2, 1)}}, "the minimum 2 is above the maximum 1; exchange"),
-        ({"constraints": {"params": 5}}, "constraint on params is 5; its minimum and its maximum"),
-        ({"constraints": {"params": "ab"}}, "constraint on params is 'ab'; its minimum"),
-        ({"constraints": {"params": (1, 2, 3)}}, r"is \(1, 2, 3\); its minimum and its maximum"),
+        ({"constraints": {"params": 5}}, "limits of params are 5; its minimum and its maximum"),
+        ({"constraints": {"params": "ab"}}, "limits of params are 'ab'; its minimum"),
+        ({"constraints": {"params": (1, 2, 3)}}, r"are \(1, 2, 3\); its minimum and its maximum"),
     ],
 )
 def test_what_is_no_problem(arguments: dict[str, Any], message: str) -> None:

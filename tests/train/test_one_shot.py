@@ -330,13 +330,13 @@ def test_what_is_held_out_trains_nothing(tmp_path):
     labels = np.arange(50, dtype=np.int32) % CLASSES
     numbered = data.from_arrays(images, labels, images[:5], labels[:5], num_classes=CLASSES)
     session = open_session(tmp_path, {}, mesh=one_device(), seed=3)
-    unseen = held_out(session, numbered, 0.8).test
+    unseen = held_out(numbered, 0.8, session.seed).test
     rows = np.asarray(unseen.images)[:, 0, 0, 0]
     assert len(rows) == len(set(rows.tolist())) == 10
     np.testing.assert_array_equal(unseen.labels, labels[rows])  # with their own labels
-    few = held_out(session, numbered, 0.8, 4).test
+    few = held_out(numbered, 0.8, session.seed, 4).test
     assert len(few) == 4 and set(few.images[:, 0, 0, 0].tolist()) < set(rows.tolist())
-    assert len(held_out(session, numbered, 0.8, 400).test) == 10
+    assert len(held_out(numbered, 0.8, session.seed, 400).test) == 10
 
     trained = set()
 
