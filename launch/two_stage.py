@@ -65,8 +65,9 @@ class Searching:
         return search.searcher(self.name, problem, key, population=self.population, **own)
 
 
-# Settings of a search by gradient that a training by sampling would have to ignore.
-_BY_GRADIENT = ("leave_out", "stages", "edge_weights", "alphas_from_epoch", "second_order")
+# Settings of a search by gradient that sampling would have to ignore; those of alphas say nothing
+# where there are none.
+_BY_GRADIENT = ("leave_out", "stages", "edge_weights")
 
 
 def is_wanted(settings: Mapping[str, Any]) -> bool:

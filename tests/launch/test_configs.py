@@ -52,7 +52,7 @@ def test_every_config_builds_its_objects_and_documents_itself(path, argument):
     assert experiment.stages(config)
     search = config["search"]
     problem = two_stage.make_problem(supernet, {**search, "sampler": sampler_of(search)})
-    searcher = two_stage.make_searcher(problem, search["searcher"], jax.random.key(0))
+    searcher = two_stage.searching(search).make(problem, jax.random.key(0))
     assert not two_stage.is_wanted(search) or searcher.ask()
     size = recipe.augmentation.size or supernet.input_shape[0]
     assert size == supernet.input_shape[0]

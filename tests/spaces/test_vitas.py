@@ -296,3 +296,32 @@ def test_a_text_that_is_no_net_id(text: str) -> None:
 def test_bad_input_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message):
         small(**options)
+
+
+def test_blocks_that_come_back_have_random_ratios() -> None:
+    """Ratios of identity blocks are all the first option; children must not inherit that."""
+    space = small().space
+    parent = architecture.validate(space, {**ARCH, "heads": [0, 0, 0], **_ratios(0.5)})
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        full = architecture.with_silent_genes(space, rng, parent)
+        assert architecture.nearest(space, _vector(space, full)) == parent
+        child = architecture.mutate(space, rng, parent, 0.5, 0.0)
+        other = {**ARCH, "heads": [2, 2, 2], **_ratios(1.0)}
+        crossed = architecture.crossover(space, rng, parent, other)
+        assert architecture.validate(space, crossed) == crossed
+        heads, ratios = child["heads"], child["attn_ratio"]
+        found += [r for h, r in zip(heads, ratios, strict=True) if h]
+    assert 0.4 < np.mean(np.array(found) == 0.5) < 0.6  # of two options
+    active = architecture.validate(space, {**ARCH, "heads": [1, 2, 1]})
+    assert architecture.with_silent_genes(space, rng, active) == active
+
+
+def _ratios(value: float) -> dict[str, list[float]]:
+    return {"attn_ratio": [value] * 3, "mlp_ratio": [value] * 3}
+
+
+def _vector(space: Any, arch: Any) -> np.ndarray:
+    at = {(n, i): arch[n] if i is None else arch[n][i] for n, i in architecture.genes(space)}
+    return np.array([space.choice(n).options.index(value) for (n, _), value in at.items()])
