@@ -21,6 +21,7 @@ from nasjax.train.interrupt import Interrupt
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[Sequence[Arch]], Iterable[tuple[Arch, Values]]]
 _IDLE = 1000  # proposals in a row of which none is new, after which a search is over
+_ROUND = 10  # proposals that a round counts for at least
 
 
 def one_by_one(score: Callable[[Arch], float], name: str = "accuracy") -> Evaluate:
@@ -74,12 +75,13 @@ def run(
         disable=progress is None or jax.process_index() != 0,
     )
     with Interrupt().watch() as interrupt, bar:
-        while len(history) < evaluations and idle < _IDLE:
+        most = min(evaluations, problem.space.size)
+        while len(history) < most and idle < _IDLE:
             asked = searcher.ask()
             if not asked:
                 break
             codes = [architecture.code(problem.space, arch) for arch in asked]
-            idle = idle + len(codes) if seen.issuperset(codes) else 0
+            idle = idle + max(len(codes), _ROUND) if seen.issuperset(codes) else 0
             seen.update(codes)
             new = {c: a for c, a in zip(codes, asked, strict=True) if history.get(a) is None}
             few = list(new.values())[: evaluations - len(history)]
