@@ -73,6 +73,24 @@ def oracle(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# Sampler and searcher of a search in two stages; any other method is a relaxation.
+SEARCHES = {
+    "spos": ("uniform", "random"),
+    "spos+rs": ("uniform", "random"),
+    "spos+es": ("uniform", "evolution"),
+    "fair+rs": ("fair", "random"),
+    "fair+es": ("fair", "evolution"),
+}
+
+
+def method_settings(method: str) -> list[str]:
+    """What the method called so sets in a configuration."""
+    if method not in SEARCHES:
+        return ["search.sampler.kind=", f"search.relaxation.name={method}"]
+    sampler, searcher = SEARCHES[method]
+    return [f"search.sampler.kind={sampler}", f"search.searcher.name={searcher}"]
+
+
 FORMS = {
     "entangled": ["space.sharing=entangled"],
     "inside": ["space.sharing=entangled", "space.group_mass=inside"],
@@ -83,13 +101,9 @@ FORMS = {
 def _searched(options: argparse.Namespace, method: str, sharing: str, seed: int) -> dict[str, Any]:
     """What one search found; run in a process of its own, which resumes by itself."""
     workdir = pathlib.Path(options.workdir) / f"{method}_{sharing}_{seed}"
-    sampled = {"spos": "random", "spos+rs": "random", "spos+es": "evolution"}
-    how = [f"search.relaxation.name={method}"]
-    if method in sampled:
-        how = ["search.sampler.kind=uniform", f"search.searcher.name={sampled[method]}"]
     values = [
         f"seed={seed}",
-        *how,
+        *method_settings(method),
         *FORMS[sharing],
         f"data.name={options.data}",
         f"oracle.path={options.table}",

@@ -15,6 +15,7 @@ import benchmark_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_oracle import SEARCHES
 
 from nasjax import data, report, search, spaces
 from nasjax.core import architecture
@@ -107,26 +108,15 @@ def single_vs_two_stage(options: argparse.Namespace) -> dict[str, Any]:
     return {"config": options.config, "seeds": options.seeds, "methods": rows}
 
 
-# Sampler and searcher; any other method is a relaxation.
-SEARCHES = {
-    "spos+rs": ("uniform", "random"),
-    "spos+es": ("uniform", "evolution"),
-    "fair+rs": ("fair", "random"),
-    "fair+es": ("fair", "evolution"),
-}
-
-
 def _compared(
     options: argparse.Namespace, method: str, fraction: float, seed: int
 ) -> dict[str, Any]:
     """One search, in a process of its own that resumes by itself."""
     folder = pathlib.Path(options.workdir)
     workdir = folder / f"{method}_{fraction:g}_{seed}"
-    how = ["search.sampler.kind=", f"search.relaxation.name={method}"]
     trained: list[str] = []
     if method in SEARCHES:
-        sampler, searcher = SEARCHES[method]
-        how = [f"search.sampler.kind={sampler}", f"search.searcher.name={searcher}"]
+        sampler, _ = SEARCHES[method]
         # One super-network serves all searchers, and its training counts for each.
         first = next(m for m in options.method if SEARCHES.get(m, ("",))[0] == sampler)
         if first != method:
@@ -134,7 +124,7 @@ def _compared(
             trained = [f"--trained={other}"]
     values = [
         f"seed={seed}",
-        *how,
+        *benchmark_oracle.method_settings(method),
         f"search.weights_fraction={fraction}",
         # About as many steps, however many of the images train the weights.
         f"search.recipe.epochs={_epochs(options, fraction)}",

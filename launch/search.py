@@ -95,6 +95,7 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
             run.widened(plan[0].partial_channels), WEIGHTS.value, run.session.mesh
         )
     if TRAINED.value is not None:
+        two_stage.check(run)
         weights = read_weights(run.supernet, TRAINED.value, run.session.mesh)
         seed = two_stage.trained_seed(run, TRAINED.value)
         arch = two_stage.search_trained(run, oracle, weights, seed)
@@ -165,7 +166,7 @@ def compare(
             else None,
         }
     ]
-    if all(isinstance(o, int | float) for c in space.choices for o in c.options):
+    if architecture.has_order(space):
         largest = architecture.largest(space)
         rows.append(
             {

@@ -125,7 +125,6 @@ def search_trained(
       seed: of the run that trained them, where it is another.
     """
     settings, others = run.config["search"], sides(run)
-    check(run)
     wanted = make_problem(run.supernet, settings)
     given = experiment.build(Evaluation, settings.get("evaluation") or {}, "search.evaluation")
     seed = run.session.seed if seed is None else seed

@@ -162,6 +162,11 @@ def _assemble(space: SearchSpace, pick: Any) -> dict[str, Any]:
     return {c.name: arch[c.name] for c in space.choices}
 
 
+def has_order(space: SearchSpace) -> bool:
+    """Whether all options are numbers, so that there is a smallest and a largest architecture."""
+    return all(isinstance(o, int | float) for c in space.choices for o in c.options)
+
+
 def _ordered(choice: Choice) -> tuple[Option, ...]:
     numeric = all(isinstance(o, int | float) for o in choice.options)
     return tuple(sorted(choice.options)) if numeric else choice.options  # type: ignore[type-var]

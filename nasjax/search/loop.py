@@ -56,7 +56,8 @@ def run(
       The history; :func:`best` and :func:`pareto_front` read it.
 
     Raises:
-      SearchError: if nothing is to be evaluated, or ``evaluate`` lacks an objective.
+      SearchError: if nothing is to be evaluated, or ``evaluate`` lacks an objective or an
+        architecture.
       Stopped: after SIGINT or SIGTERM; what was evaluated is kept.
     """
     if evaluations < 1:
@@ -95,6 +96,11 @@ def run(
                         f"{interrupt.signal}: stopped after {len(history)} of {evaluations} "
                         "architectures, all of them saved; run the same command again to continue."
                     )
+            if left := sum(history.get(arch) is None for arch in few):
+                raise SearchError(
+                    f"the evaluation left {left} of {len(few)} architectures out; let it yield a "
+                    "pair for each."
+                )
             if len(history) < evaluations:
                 searcher.tell([history.get(arch) or {} for arch in asked])
     if len(history) < evaluations:

@@ -236,7 +236,7 @@ def _over_chunk(
     if chunk > 1:
         return jax.vmap(function, in_axes=axes)
 
-    # Without vmap: products of batches of one are slower than plain ones on a CPU.
+    # Without vmap, so that its products are plain ones and not batches of one.
     def one(*arguments: Any) -> Any:
         first = [
             a if axis is None else jax.tree.map(lambda x: x[0], a)

@@ -56,7 +56,7 @@ class Probes:
             f"random {i + 1}": architecture.sample(space, jax.random.fold_in(key, i))
             for i in range(self.random)
         }
-        if not all(isinstance(o, int | float) for c in space.choices for o in c.options):
+        if not architecture.has_order(space):
             return drawn
         ends = {"smallest": architecture.smallest(space), "largest": architecture.largest(space)}
         return {**ends, **drawn}

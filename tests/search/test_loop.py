@@ -18,6 +18,7 @@ from nasjax.search import (
     Constraint,
     History,
     Objective,
+    RandomSearch,
     SearchError,
     best,
     one_by_one,
@@ -309,3 +310,14 @@ def test_a_bar_counts_what_was_known_before(
         run(problem, proposes, Watched(), count, History(SPACE, path), progress="random")
     shown = capsys.readouterr().err
     assert "random" in shown and "9/9" in shown and "6/9" in shown and "best accuracy" in shown
+
+
+def test_an_evaluation_that_leaves_some_out_is_named() -> None:
+    problem = toy_problem()
+
+    def careless(archs: Any) -> Any:
+        return ((arch, {"accuracy": 1.0}) for arch in archs[1:])
+
+    searcher = RandomSearch(problem, jax.random.key(0), 4)
+    with pytest.raises(SearchError, match=r"left 1 of \d architectures out"):
+        run(problem, searcher, careless, 8)
