@@ -155,6 +155,8 @@ class Block(nn.Module):
       kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
       param_dtype: of the parameters.
+      optional: whether it is skipped where all that it writes is zero: in the evaluation of a
+        sub-network at maximal shapes, the blocks beyond its depth.
     """
 
     num_heads: int
@@ -164,12 +166,27 @@ class Block(nn.Module):
     kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
+    optional: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, drop_path: jax.Array, grid: tuple[int, int], train: bool
     ) -> tuple[jax.Array, None]:
         """Map ``x (batch, tokens, embed)`` to the same shape; None is for ``nn.scan``."""
+
+        def whole(block: Block, x: jax.Array) -> jax.Array:
+            return block._transform(x, drop_path, grid, train)
+
+        if not self.optional or self.is_initializing():
+            return whole(self, x), None
+        params: Any = self.variables["params"]
+        written = jax.tree.leaves((params["attention"]["proj"], params["fc2"]))
+        there = jnp.any(jnp.stack([jnp.any(array != 0) for array in written]))
+        return nn.cond(there, whole, lambda block, x: x, self, x), None
+
+    def _transform(
+        self, x: jax.Array, drop_path: jax.Array, grid: tuple[int, int], train: bool
+    ) -> jax.Array:
         dtypes: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         linear = {**dtypes, "kernel_init": self.kernel_init}
         norm = LayerNorm(name="norm_attention", **dtypes)
@@ -186,7 +203,7 @@ class Block(nn.Module):
         y = ScaledDropout(self.dropout)(y, width, train)
         y = Linear((x.shape[-1],), ("mlp", "residual"), ("residual",), name="fc2", **linear)(y)
         y = ScaledDropout(self.dropout)(y, width, train)
-        return x + DropPath()(y, drop_path, train), None
+        return x + DropPath()(y, drop_path, train)
 
 
 class VisionTransformer(nn.Module):
@@ -292,10 +309,13 @@ class VisionTransformer(nn.Module):
             strict=True,
         )
         rates = jnp.asarray(self.drop_path or (0.0,) * self.depth, jnp.float32)
-        train = train and bool(self.drop_path or self.dropout)
+        evaluated, train = not train, train and bool(self.drop_path or self.dropout)
         block: Any = (
             nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
         )
+
+        chosen = (self.num_heads, self.mlp_dim, self.head_dim, scales)
+        alike = not any(isinstance(s, tuple) for s in chosen)
 
         def build(size: tuple[Any, ...], name: str, block: Any = block) -> nn.Module:
             heads, mlp, head_dim, scale = size
@@ -309,11 +329,10 @@ class VisionTransformer(nn.Module):
                 kernel_initializer(self.init_std),
                 self.dtype,
                 self.param_dtype,
+                alike and evaluated,
                 name=name,
             )
 
-        chosen = (self.num_heads, self.mlp_dim, self.head_dim, scales)
-        alike = not any(isinstance(s, tuple) for s in chosen)
         if not alike:
             for i, size in enumerate(sizes):
                 x, _ = build(size, f"blocks_{i}")(x, rates[i], grid, train)

@@ -17,6 +17,11 @@ from tests.golden.run import check_files
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+# Such gradients take a minute of tracing: one form of the super-network is enough here, the command
+# checks both.
+LEFT_OUT = {"darts": lambda case: case.get("model") == "ws" and "output" not in case}
+
+
 @pytest.mark.parametrize(
     "stem",
     [
@@ -34,10 +39,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 )
 def test_the_authors_numbers(shared, stem, capsys):
     path = shared / "golden" / f"{stem}.json"
-    status = check_files([path])
+    cases = json.loads(path.read_text())["cases"]
+    left_out = LEFT_OUT.get(stem, lambda case: False)
+    status = check_files([path], lambda case: not left_out(case))
     lines = capsys.readouterr().out.splitlines()
     assert status == 0, "\n".join(line for line in lines if line.endswith("FAIL"))
-    assert len(lines) >= len(json.loads(path.read_text())["cases"])
+    assert len(lines) >= sum(not left_out(case) for case in cases) > 0
     assert all(line.endswith(("  ok", "  info")) for line in lines)
     assert any(line.endswith("  ok") for line in lines)
 

@@ -248,3 +248,35 @@ def test_users_of_nnx_wrap_it() -> None:
 
 def test_examples_in_docstrings() -> None:
     assert doctest.testmod(vit) == doctest.TestResults(failed=0, attempted=3)
+
+
+def test_blocks_that_write_nothing_are_skipped_in_evaluation_alone() -> None:
+    model = VisionTransformer(**SMALL)
+    params = randomised(nn.unbox(model.init(jax.random.key(0), IMAGES)["params"]))
+    shorter = dict(params)
+    written = {"proj": jax.tree.map(lambda x: x.copy(), params["blocks"]["attention"]["proj"])}
+    shorter["blocks"] = {
+        **params["blocks"],
+        "attention": {**params["blocks"]["attention"], **written},
+        "fc2": jax.tree.map(lambda x: x.copy(), params["blocks"]["fc2"]),
+    }
+    for array in jax.tree.leaves((written, shorter["blocks"]["fc2"])):
+        array[1] = 0.0  # of the second block
+
+    def conditionals(model: VisionTransformer, train: bool) -> int:
+        def apply(variables: Any) -> Any:
+            return model.apply(variables, IMAGES, train=train)
+
+        given = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), IMAGES)))
+        return str(jax.make_jaxpr(apply)(given)).count("cond[")
+
+    one_block = VisionTransformer(**{**SMALL, "depth": 1})
+    first = {**shorter, "blocks": jax.tree.map(lambda x: x[:1], shorter["blocks"])}
+    for train in (False, True):
+        np.testing.assert_allclose(
+            model.apply({"params": shorter}, IMAGES, train=train),
+            one_block.apply({"params": first}, IMAGES, train=train),
+            rtol=1e-6,
+        )
+    assert (conditionals(model, False), conditionals(model, True)) == (1, 0)
+    assert conditionals(VisionTransformer(**{**SMALL, "num_heads": (3, 3)}), False) == 0
