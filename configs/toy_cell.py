@@ -13,8 +13,8 @@ entanglement ``--config.space.group_mass=inside``.
 
 Published: TangleNAS 91.30 (mean true accuracy of the found networks), DrNAS with plain weight
 sharing 91.19, SPOS with random search 90.68; the best architecture has 91.63, the mean is 90.02.
-Measured by us, ``small`` on two CPU cores, 6 to 12 minutes each: entangled 90.60 (90.32 to 90.97,
-five seeds), plain 90.66 (90.31 to 90.89, three seeds); the paper's settings not yet.
+Measured by us, ``small`` on two CPU cores, 6 to 12 minutes each, five seeds: entangled 90.60 (90.32
+to 90.97), plain 90.59 (90.14 to 90.89); see docs/papers/tanglenas.md. The paper's settings not yet.
 """
 
 from ml_collections import ConfigDict
