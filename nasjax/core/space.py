@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -89,12 +89,14 @@ class Axis:
       put: the positions where the maximal network expects what was read; the same positions
         unless the two layouts differ.
       owner: the choice each of whose options owns one entry, see :func:`private`.
+      entries: the entry of each option of ``owner``, where not its own.
     """
 
     length: Length
     take: Slots = prefix
     put: Slots | None = None
     owner: str | None = None
+    entries: tuple[int, ...] = ()
 
 
 def centred(length: Length) -> Axis:
@@ -102,12 +104,16 @@ def centred(length: Length) -> Axis:
     return Axis(length, take=centre)
 
 
-def private(choice: str) -> Axis:
+def private(choice: str, entries: Sequence[int] = ()) -> Axis:
     """An axis with one entry for every option of ``choice``: each has parameters of its own.
 
     A sub-network keeps its option's entry alone, so the length is 1 and the module sums over it.
+
+    Args:
+      choice: the owner.
+      entries: the entry of each option, counted from 0, where options share some.
     """
-    return Axis(1, owner=choice)
+    return Axis(1, owner=choice, entries=tuple(entries))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +187,12 @@ class SearchSpace:
                         f"the length of axis {axis!r} depends on {dependency!r}, which is no "
                         f"choice of space {self.name!r}; {did_you_mean(dependency, names)}"
                     )
+            owner, entries = axes[axis].owner, axes[axis].entries
+            if entries and (owner is None or len(entries) != len(self.choice(owner).options)):
+                raise SpaceError(
+                    f"axis {axis!r} of space {self.name!r} has {len(entries)} entries; one for "
+                    f"each option of the choice that owns it was expected ({owner!r})."
+                )
         for operation in self.operations:
             if operation not in axes or set(x for _, x in self.lengths(operation, 0)) - {0, 1}:
                 raise SpaceError(
@@ -253,18 +265,19 @@ class SearchSpace:
     @functools.cache  # noqa: B019 - spaces are few and live as long as the run
     def axis_size(self, axis: str) -> int:
         """The largest length of ``axis`` over all options: its size in the super-network."""
-        owner = self.axis(axis).owner
+        owner, entries = self.axis(axis).owner, self.axis(axis).entries
         if owner is not None:
-            return len(self.choice(owner).options)
+            return max(entries) + 1 if entries else len(self.choice(owner).options)
         return max(length for _, length in self.lengths(axis, 0))
 
     def positions(
         self, axis: str, values: Mapping[str, Option], layer: int | None = None
     ) -> np.ndarray:
         """The entries of ``axis`` in the super-network that given values of its choices occupy."""
-        owner = self.axis(axis).owner
+        owner, entries = self.axis(axis).owner, self.axis(axis).entries
         if owner is not None:
-            return np.array([self.choice(owner).options.index(values[owner])])
+            option = self.choice(owner).options.index(values[owner])
+            return np.array([entries[option] if entries else option])
         return self.axis(axis).take(self.length(axis, values, layer), self.axis_size(axis))
 
     def joint(self, axis: str) -> Iterator[tuple[tuple[int, ...], dict[str, Option]]]:

@@ -157,7 +157,7 @@ def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dic
     Returns:
       Small arrays for the same module class at the sub-network's own sizes. Scanned layers come
       out unrolled, as ``NAME_0, NAME_1, ...``, since each has its own shapes; layers beyond the
-      depth are gone, and operations that were not chosen.
+      depth are gone, operations that were not chosen, and arrays an axis of which has length 0.
 
     Raises:
       ArchitectureError: if ``arch`` does not lie in ``space``.
@@ -182,7 +182,9 @@ def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dic
             path, own = leaf.path, value
             if leaf.scanned:
                 path, own = unrolled(leaf.path, str(leaf.stack), int(layer or 0)), value[layer]
-            small[path] = _cut(space, leaf, own, arch, layer)
+            cut = _cut(space, leaf, own, arch, layer)
+            if cut.size:
+                small[path] = cut
     return traverse_util.unflatten_dict(small)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from nasjax.core.supernet import Supernet
-from nasjax.interop import autoformer, cells, vitas
+from nasjax.interop import autoformer, cells, nasvit, pit, vitas
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.files import read_state_dict
+from nasjax.models.nasvit import NASViT
+from nasjax.models.pit import PiT
 from nasjax.models.vitas import ViTAS
 
 
@@ -21,9 +23,9 @@ def import_weights(
 
     Args:
       state_dict: tensors by their PyTorch names.
-      supernet: of a space of :mod:`nasjax.interop.cells` or of ViTAS
-        (:mod:`nasjax.interop.vitas`), else a vision transformer of
-        :mod:`nasjax.interop.autoformer`.
+      supernet: of a space of :mod:`nasjax.interop.cells`, of ViTAS (:mod:`nasjax.interop.vitas`),
+        NASViT (:mod:`nasjax.interop.nasvit`) or PiT (:mod:`nasjax.interop.pit`), else a vision
+        transformer of :mod:`nasjax.interop.autoformer`.
       strict: whether a tensor that ``supernet`` has no place for is an error [True].
 
     Raises:
@@ -32,7 +34,20 @@ def import_weights(
     table: Any = cells if supernet.space.name in cells.SPACES else autoformer
     if isinstance(supernet.module, ViTAS):
         table = vitas
+    if isinstance(supernet.module, NASViT):
+        table = nasvit
+    if isinstance(supernet.module, PiT):
+        table = pit
     return table.import_weights(state_dict, supernet, strict=strict)
 
 
-__all__ = ["WeightsError", "autoformer", "cells", "import_weights", "read_state_dict", "vitas"]
+__all__ = [
+    "WeightsError",
+    "autoformer",
+    "cells",
+    "import_weights",
+    "nasvit",
+    "pit",
+    "read_state_dict",
+    "vitas",
+]

@@ -46,6 +46,22 @@ def named(init: Initializer, names: Names) -> Any:
     return nn.with_logical_partitioning(init, names)
 
 
+def ask(
+    module: nn.Module, declares: bool, name: str, shape: tuple[int, ...] = (), axes: Names = ()
+) -> Any:
+    """A variable of the collection ``"active"`` that ``module`` asks for; None where it is absent.
+
+    Its metadata names the axes whose expected mask is asked for, and gains the stack's where
+    layers are scanned; without axes it is the mass of the operations that the module is part of.
+    """
+    if module.is_initializing():
+        if declares:
+            ones: Any = functools.partial(jnp.ones, shape)
+            module.variable("active", name, named(ones, axes))
+        return None
+    return module.get_variable("active", name)
+
+
 class Linear(nn.Module):
     """A linear map of the last axis onto one or several axes, as one 2-D matrix product.
 
@@ -116,11 +132,13 @@ def dense(
     return Linear((features,), names, (bias,), kernel_init=uniform(gain), name=name)
 
 
-# Recomputed in the backward pass: the gradient of the active channels would otherwise keep four
-# more activations per block.
-@functools.partial(jax.checkpoint, static_argnums=(4,), prevent_cse=False)
 def layer_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, active: jax.Array | None, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    active: jax.Array | None,
+    epsilon: float,
+    whole: bool = False,
 ) -> jax.Array:
     """Normalise the last axis of ``x (..., channels)`` in float32, channels weighed by ``active``.
 
@@ -130,15 +148,35 @@ def layer_norm(
       bias: offset of each channel (channels,).
       active: how much of each channel is there (channels,); None for all of all.
       epsilon: added to the variance.
+      whole: whether mean and variance are those of a whole example, all but the first axis.
     """
+    return _layer_norm(x, scale, bias, active, epsilon, whole)
+
+
+# Recomputed in the backward pass: the gradient of the active channels would otherwise keep four
+# more activations per block.
+@functools.partial(jax.checkpoint, static_argnums=(4, 5), prevent_cse=False)
+def _layer_norm(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    active: jax.Array | None,
+    epsilon: float,
+    whole: bool,
+) -> jax.Array:
+    def mean(values: jax.Array) -> jax.Array:
+        per_token = jnp.sum(values * weight, -1, keepdims=True)
+        tokens = tuple(range(1, x.ndim - 1))
+        return jnp.mean(per_token, tokens, keepdims=True) if whole else per_token
+
     x = at_least_float32(x)
     if active is None:
         weight = jnp.full(x.shape[-1:], 1.0 / x.shape[-1], x.dtype)
     else:  # normalised once for all tokens, so that each statistic is one weighted sum
         active = at_least_float32(active)
         weight = active / jnp.maximum(jnp.sum(active), 1e-6)
-    centred = x - jnp.sum(x * weight, -1, keepdims=True)
-    variance = jnp.sum(jnp.square(centred) * weight, -1, keepdims=True)
+    centred = x - mean(x)
+    variance = mean(jnp.square(centred))
     return centred * (jax.lax.rsqrt(variance + epsilon) * scale) + bias
 
 
@@ -154,12 +192,15 @@ class LayerNorm(nn.Module):
       epsilon: added to the variance [1e-5].
       dtype: of the result (None: that of the input); statistics are float32.
       param_dtype: of the parameters.
+      whole: whether mean and variance are those of a whole example, all but the first axis,
+        rather than of each token [False].
     """
 
     axis: str = "embed"
     epsilon: float = 1e-5
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
+    whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -171,7 +212,8 @@ class LayerNorm(nn.Module):
         active: Any = None
         if self.has_variable("active", "scale"):
             active = self.get_variable("active", "scale")
-        return layer_norm(x, scale, bias, active, self.epsilon).astype(self.dtype or x.dtype)
+        y = layer_norm(x, scale, bias, active, self.epsilon, self.whole)
+        return y.astype(self.dtype or x.dtype)
 
     def active_fraction(self) -> jax.Array | float:
         """The part of the channels that is active: 1 in a network of its own."""

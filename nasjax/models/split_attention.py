@@ -25,6 +25,7 @@ from nasjax.models.layers import (
     Dtype,
     Initializer,
     Names,
+    ask,
     fan_in_normal,
     named,
     truncated_normal,
@@ -42,22 +43,6 @@ _PARTS = {"query_key": 2, "value": 1, "query_key_value": 3}
 _NEVER = 1e-12  # probabilities below are zero, as where operations are superposed
 
 Weights = tuple[jax.Array, jax.Array]  # kernel (inputs, outputs) and bias (outputs,)
-
-
-def ask(
-    module: nn.Module, declares: bool, name: str, shape: tuple[int, ...] = (), axes: Names = ()
-) -> Any:
-    """A variable of the collection ``"active"`` that ``module`` asks for; None where it is absent.
-
-    Its metadata names the axes whose expected mask is asked for, and gains the stack's where
-    layers are scanned; without axes it is the mass of the operations that the module is part of.
-    """
-    if module.is_initializing():
-        if declares:
-            ones: Any = functools.partial(jnp.ones, shape)
-            module.variable("active", name, named(ones, axes))
-        return None
-    return module.get_variable("active", name)
 
 
 class Projection(nn.Module):

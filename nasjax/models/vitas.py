@@ -26,11 +26,12 @@ from nasjax.models.layers import (
     Initializer,
     LayerNorm,
     Linear,
+    ask,
     kernel_initializer,
     named,
     truncated_normal,
 )
-from nasjax.models.split_attention import SplitAttention, ask
+from nasjax.models.split_attention import SplitAttention
 from nasjax.models.vit import split_patches
 
 _BLOCK_EPSILON = 1e-6  # of the normalisations in blocks; the last one has 1e-5
@@ -112,6 +113,8 @@ class Layer(nn.Module):
         mass = None if self.is_initializing() else block.mass()
         if mass is None:
             return x + block(x, drop_path, train), None
+        if self.is_mutable_collection("activations"):  # of which a block that is skipped has none
+            return x + mass.astype(x.dtype) * block(x, drop_path, train), None
         added = nn.cond(
             mass > 0,
             lambda block, x: block(x, drop_path, train).astype(x.dtype),
@@ -251,7 +254,7 @@ class ViTAS(nn.Module):
             )
             layers = nn.scan(
                 layer,
-                variable_axes={"params": 0, "active": 0},
+                variable_axes={"params": 0, "active": 0, "activations": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(0, nn.broadcast),
                 length=self.depth,

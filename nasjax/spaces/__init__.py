@@ -10,6 +10,8 @@ from nasjax.core.supernet import Supernet
 from nasjax.spaces.autoformer import autoformer, quickstart, vision_transformer
 from nasjax.spaces.darts import darts
 from nasjax.spaces.nas_bench_201 import nas_bench_201
+from nasjax.spaces.nasvit import nasvit, nasvit_paper
+from nasjax.spaces.pit import pit
 from nasjax.spaces.toy_cell import toy_cell
 from nasjax.spaces.toy_conv_macro import toy_conv_macro
 from nasjax.spaces.vitas import vitas
@@ -18,6 +20,9 @@ SPACES: Mapping[str, Callable[..., Supernet]] = {
     "autoformer": autoformer,
     "darts": darts,
     "nas_bench_201": nas_bench_201,
+    "nasvit": nasvit,
+    "nasvit_paper": nasvit_paper,
+    "pit": pit,
     "quickstart": quickstart,
     "toy_cell": toy_cell,
     "toy_conv_macro": toy_conv_macro,
@@ -50,6 +55,9 @@ __all__ = [
     "darts",
     "make",
     "nas_bench_201",
+    "nasvit",
+    "nasvit_paper",
+    "pit",
     "quickstart",
     "toy_cell",
     "toy_conv_macro",

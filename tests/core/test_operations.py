@@ -198,3 +198,52 @@ def test_an_operation_that_two_choices_decide_is_refused():
             axes={"conv": lambda a, b: a * b},
             operations=("conv",),
         )
+
+
+def test_options_may_share_an_entry_that_they_own():
+    space = SearchSpace(
+        "resolutions",
+        choices=(Choice("resolution", (2, 3, 4, 5)), Choice("width", (1, 3))),
+        axes={"row": private("resolution", entries=(0, 1, 0, 1)), "embed": "width"},
+    )
+    names = {"params": {"table": jax.P("row", "embed")}}
+    table = {"params": {"table": jnp.arange(1.0, 7.0).reshape(2, 3)}}
+    mixture = {"resolution": jnp.array([0.1, 0.2, 0.3, 0.4]), "width": jnp.array([0.25, 0.75])}
+    mixed = nasjax.superpose(space, names, table, mixture)["params"]["table"]
+    expected = np.outer([0.4, 0.6], [1, 0.75, 0.75]) * table["params"]["table"]
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
+    for resolution, row in zip((2, 3, 4, 5), (0, 1, 0, 1), strict=True):
+        arch = {"resolution": resolution, "width": 3}
+        own = nasjax.extract(space, names, table, arch)["params"]["table"]
+        np.testing.assert_array_equal(own, table["params"]["table"][row : row + 1])
+    assert space.axis_size("row") == 2
+    with pytest.raises(SpaceError, match=r"'row' .* has 3 entries; one for each option .*'width'"):
+        SearchSpace("s", (Choice("width", (1, 3)),), {"row": private("width", entries=(0, 1, 1))})
+
+
+def test_arrays_of_no_entries_are_extracted_as_none():
+    """A linear map that exists where two widths differ: one axis of it is empty where not."""
+    space = SearchSpace(
+        "shortcut",
+        choices=(Choice("inputs", (1, 2)), Choice("outputs", (1, 2))),
+        axes={"inputs": "inputs", "mapped": lambda inputs, outputs: outputs * (inputs != outputs)},
+    )
+    names = {"params": {"kernel": jax.P("inputs", "mapped")}}
+    kernel = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    for inputs, outputs in itertools.product((1, 2), (1, 2)):
+        arch = {"inputs": inputs, "outputs": outputs}
+        found = nasjax.extract(space, names, {"params": {"kernel": kernel}}, arch)
+        if inputs == outputs:
+            assert found == {}
+        else:
+            expected = kernel[:inputs, :outputs]
+            np.testing.assert_array_equal(found["params"]["kernel"], expected)
+        hot = nasjax.one_hot(space, arch)
+        mixed = nasjax.superpose(space, names, {"params": {"kernel": kernel}}, hot)
+        expected = np.zeros((2, 2))
+        expected[:inputs, :outputs] = kernel[:inputs, :outputs] * (inputs != outputs)
+        np.testing.assert_array_equal(mixed["params"]["kernel"], expected)
+    even = {"inputs": jnp.array([0.5, 0.5]), "outputs": jnp.array([0.5, 0.5])}
+    mixed = nasjax.superpose(space, names, {"params": {"kernel": kernel}}, even)
+    expected = kernel * np.array([[0.5, 0.25], [0.25, 0.0]])  # of (1, 2) and of (2, 1)
+    np.testing.assert_allclose(mixed["params"]["kernel"], expected)
