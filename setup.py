@@ -19,7 +19,7 @@ EXTRAS = {
     "tensorboard": ["tensorboardX>=2.6"],
     "torch": ["torch>=2.5"],
     "safetensors": ["safetensors>=0.4"],
-    "search": ["pymoo>=0.6.2"],
+    "search": ["pymoo>=0.6.2", "scikit-learn>=1.3"],
     "prepare": ["tensorflow-cpu>=2.16", "importlib_resources>=6"],
     "tpu": ["jax[tpu]>=0.10"],
     "cuda13": ["jax[cuda13]>=0.10"],

@@ -8,6 +8,7 @@
     python launch/benchmark.py population
     python launch/benchmark.py searchers --space toy_conv_macro --table TABLE.csv
     python launch/benchmark.py latency
+    python launch/benchmark.py proxies
 
 ``superposition`` compares the search step (loss, gradients of weights and alphas) with the plain
 largest network of the same module, interleaved in one process. ``quickstart`` runs the quickstart
@@ -16,8 +17,9 @@ entangled weights with plain weight sharing; ``oracle`` searches with both and j
 by a table of true accuracies. ``single_vs_two_stage`` compares searches by gradient with training
 by sampling and then searching. ``population`` evaluates architectures in one program, beside a loop
 over extracted networks; ``searchers`` runs searchers on a table alone; ``latency`` measures
-sub-networks on this machine and fits a predictor. Stopped, those that search continue where they
-were.
+sub-networks on this machine and fits a predictor. ``conflict`` is the ablation of NASViT's training
+by the sandwich rule, and ``sandwich`` measures a step of it. ``proxies`` scores untrained networks.
+Stopped, those that search continue where they were.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import benchmark_conflict
 import benchmark_oracle
+import benchmark_proxies
+import benchmark_searchers
 import benchmark_two_stage
 import jax
 import jax.numpy as jnp
@@ -182,6 +187,9 @@ def main() -> None:
     command.set_defaults(run=quickstart)
     benchmark_oracle.add_commands(commands)
     benchmark_two_stage.add_commands(commands)
+    benchmark_proxies.add_commands(commands)
+    benchmark_searchers.add_commands(commands)
+    benchmark_conflict.add_commands(commands)
     options = parser.parse_args()
     result = options.run(options)
     device = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""Benchmarks of searching without gradients: evaluating populations, searchers, latency."""
+"""Benchmarks of searching without gradients: evaluating populations, two stages, latency."""
 
 from __future__ import annotations
 
@@ -181,51 +181,6 @@ def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {**every, **means}
 
 
-def searchers(options: argparse.Namespace) -> dict[str, Any]:
-    """Searchers on a table used directly as the fitness: no training, the searchers alone."""
-    from pymoo.indicators.hv import HV
-
-    supernet = spaces.make(options.space)
-    key = search.TableKey.by_column(supernet.columns)
-    oracle = search.Oracle.read(options.table, key, size=supernet.space.size)
-    evaluate = search.one_by_one(oracle.accuracy)
-    single = search.problem(supernet)
-    regrets: dict[str, list[float]] = {}
-    for name in ("random", "evolution"):
-        regrets[name] = []
-        for seed in range(options.seeds):
-            who = search.searcher(name, single, jax.random.key(seed))
-            history = search.run(single, who, evaluate, options.evaluations)
-            regrets[name].append(oracle.regret(search.best(single, history).arch))
-        print(f"{name}: regret {np.mean(regrets[name]):.3f}", flush=True)
-    double = search.problem(supernet, ["accuracy", "params"])
-    every = [
-        {"accuracy": oracle.accuracy(arch), "params": supernet.count("params", arch)}
-        for arch in architecture.every(supernet.space)
-    ]
-    values = double.minimized(every)
-    low, high = values.min(0), values.max(0)
-    volume = HV(ref_point=np.ones(2))
-    true = volume((values[search.non_dominated(values)] - low) / (high - low))
-    volumes = []
-    for seed in range(options.front_seeds):
-        who = search.searcher("nsga2", double, jax.random.key(seed))
-        history = search.run(double, who, evaluate, options.front_evaluations)
-        front = double.minimized([e.values for e in search.pareto_front(double, history)])
-        volumes.append(float(volume((front - low) / (high - low)) / true))
-        print(f"nsga2: hypervolume {volumes[-1]:.4f} of the true front's", flush=True)
-    return {
-        "space": options.space,
-        "seeds": options.seeds,
-        "evaluations": options.evaluations,
-        "mean_regret": {name: float(np.mean(r)) for name, r in regrets.items()},
-        "regret_ratio": float(np.mean(regrets["evolution"]) / np.mean(regrets["random"])),
-        "front_evaluations": options.front_evaluations,
-        "mean_hypervolume": float(np.mean(volumes)),
-        "hypervolumes": volumes,
-    }
-
-
 def latency(options: argparse.Namespace) -> dict[str, Any]:
     """Measure random sub-networks here and fit a latency predictor for searches."""
     folder = pathlib.Path(options.workdir)
@@ -299,14 +254,6 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--loop", type=int, default=8, help="architectures extracted")
     command.add_argument("--chunk", type=int, default=0, help="at once; 0 for the default")
     command.set_defaults(run=population)
-    command = commands.add_parser("searchers", help=searchers.__doc__)
-    command.add_argument("--space", required=True, choices=["toy_cell", "toy_conv_macro"])
-    command.add_argument("--table", required=True, help="CSV file of true accuracies")
-    command.add_argument("--seeds", type=int, default=20)
-    command.add_argument("--evaluations", type=int, default=300)
-    command.add_argument("--front-seeds", type=int, default=10)
-    command.add_argument("--front-evaluations", type=int, default=2000)
-    command.set_defaults(run=searchers)
     command = commands.add_parser(
         "single_vs_two_stage", help="gradient searches beside two stages (TangleNAS)"
     )

@@ -10,6 +10,12 @@ super-network (.pth, .safetensors). ``ranking`` draws random sub-networks, score
 inherited weights on training images that trained no weights, and compares the order with that of
 their true accuracy: of the table that ``config.oracle`` names, or else on the test images after
 training each alone by ``config.retrain``, in ``--workdir``, where it continues when started again.
+With ``--proxies`` it compares the scores of untrained networks with the same accuracies, over
+``--seeds`` and within ``--bands`` of parameters (TF-TAS, Tables 5 and 6):
+
+    python launch/evaluate.py ranking --config configs/tf_tas.py:digits --networks 60 --seeds 3 \
+        --proxies dss,dss_released,snip,grasp,naswot,ntk,linear_regions --workdir runs/proxies
+
 Each prints one JSON line.
 """
 
@@ -21,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import ranking_proxies
 import two_stage
 from absl import flags
 from experiment import (
@@ -52,6 +59,12 @@ ARCH = flags.DEFINE_string(
 NETWORKS = flags.DEFINE_integer("networks", 20, "For ranking: random sub-networks.", lower_bound=3)
 WORKDIR = flags.DEFINE_string("workdir", None, "For ranking: where networks are trained.")
 
+PROXIES = flags.DEFINE_list("proxies", [], "For ranking: proxies of untrained networks.")
+SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "For ranking of proxies: draws of weights, and trainings.", lower_bound=1
+)
+BANDS = flags.DEFINE_list("bands", [], "For ranking of proxies: LEAST-MOST parameters, several.")
+
 
 def main(argv: list[str]) -> None:
     """Evaluate and print."""
@@ -60,9 +73,17 @@ def main(argv: list[str]) -> None:
         raise NasjaxError("give either --arch, to evaluate it, or ranking, to compare many.")
     if ranked and WORKDIR.value is None:
         raise NasjaxError("ranking needs a --workdir, where it can continue.")
+    if WEIGHTS.value is None and not PROXIES.value:
+        raise NasjaxError("--weights is missing: what is evaluated, unless --proxies are ranked.")
     if ranked:
         job = {"weights": WEIGHTS.value, "networks": NETWORKS.value}
+        if PROXIES.value:
+            job |= {"proxies": PROXIES.value, "seeds": SEEDS.value, "bands": BANDS.value}
         values = {**plain(CONFIG.value), "ranking": job}
+        if PROXIES.value:
+            run = open_experiment(values, WORKDIR.value)
+            print(json.dumps(ranking_proxies.study(run, open_oracle(run))))
+            return
         print(json.dumps(ranking(open_experiment(values, WORKDIR.value))))
         return
     with tempfile.TemporaryDirectory() as scratch:  # nothing is kept of an evaluation
@@ -138,5 +159,5 @@ def _distinct(run: Experiment, count: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "weights"])
+    flags.mark_flags_as_required(["config"])
     launch(main, commands=("ranking",))

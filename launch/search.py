@@ -7,7 +7,9 @@ directory. Interrupted in any way, the same command continues where it was. The 
 weights are drawn anew, or are those that ``--weights`` names. Where ``config.search.sampler`` names
 a sampler, the super-network is trained by sampling and then searched: history.jsonl has all that
 was evaluated, pareto.json and pareto.csv what nothing beats. ``--trained`` searches a super-network
-that was trained before once more, for another budget or by another searcher.
+that was trained before once more, for another budget or by another searcher. Where
+``config.search.proxy`` names a proxy, untrained networks are scored by it: history.jsonl has all
+scores, top.json the best.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import training_free
 import two_stage
 from absl import flags
 from experiment import (
@@ -90,6 +93,12 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
     """The weights of the searched super-network and the architecture found, also in arch.json."""
     settings = run.config["search"]
     plan, weights = stages(run.config), None
+    untrained = training_free.is_wanted(settings)
+    if untrained and (WEIGHTS.value or TRAINED.value):
+        raise NasjaxError(
+            "a search by a proxy scores networks as they are drawn; leave --weights and --trained "
+            "out, or config.search.proxy.name empty."
+        )
     if WEIGHTS.value is not None:
         weights = read_weights(
             run.widened(plan[0].partial_channels), WEIGHTS.value, run.session.mesh
@@ -99,6 +108,8 @@ def search(run: Experiment, oracle: Oracle | None = None) -> tuple[Any, dict[str
         weights = read_weights(run.supernet, TRAINED.value, run.session.mesh)
         seed = two_stage.trained_seed(run, TRAINED.value)
         arch = two_stage.search_trained(run, oracle, weights, seed)
+    elif untrained:
+        arch = training_free.search_untrained(run, oracle)
     elif two_stage.is_wanted(settings):
         weights = two_stage.train(run, weights)
         arch = two_stage.search_trained(run, oracle, weights)
@@ -138,20 +149,25 @@ def _by_gradient(
 def compare(
     run: Experiment, weights: Any, found: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of the table (GraViT-E Table 2) and random sub-networks of the super-network."""
-    settings = run.config["compare"]
+    """The rows of the table (GraViT-E Table 2) and random sub-networks of the super-network.
+
+    Without ``weights`` nothing is inherited, and what is random keeps the limits of the search.
+    """
+    settings, trained = run.config["compare"], weights is not None
     evaluator = Evaluator(
         run.session, run.dataset, settings["batch_size"], run.recipe("search").augmentation.size
     )
 
-    def inherited(arch: dict[str, Any]) -> float:
-        return evaluator.architecture(run.supernet, weights, arch)
+    def inherited(arch: dict[str, Any]) -> float | None:
+        return evaluator.architecture(run.supernet, weights, arch) if trained else None
 
     key = stream(run.session.key("compare"), "samples")
     space = run.supernet.space
-    drawn = [
-        architecture.sample(space, jax.random.fold_in(key, i)) for i in range(settings["samples"])
-    ]
+    if trained:
+        numbers = range(settings["samples"])
+        drawn = [architecture.sample(space, jax.random.fold_in(key, i)) for i in numbers]
+    else:
+        drawn = list(training_free.random_networks(run, settings["retrain_random"]))
     samples = [{**_describe(run, arch), "accuracy": inherited(arch)} for arch in drawn]
     rows = [
         {
@@ -159,7 +175,7 @@ def compare(
             **_describe(run, found),
             "inherited": inherited(found),
             "fine_tuned": _trained(run, evaluator, "finetune", found, weights)
-            if settings.get("finetune", True)
+            if trained and settings.get("finetune", True)
             else None,
             "retrained": _trained(run, evaluator, "retrain", found)
             if settings.get("retrain", True)
@@ -185,7 +201,7 @@ def compare(
     ]
     if samples:
         rows.append(_mean_row(samples, retrained))
-    return rows, samples
+    return rows, [s for s in samples if s["accuracy"] is not None]
 
 
 def _mean_row(samples: list[dict[str, Any]], retrained: list[float]) -> dict[str, Any]:
@@ -194,11 +210,13 @@ def _mean_row(samples: list[dict[str, Any]], retrained: list[float]) -> dict[str
         "network": f"random (mean of {len(samples)}{few})",
         "architecture": None,
         **{c: float(np.mean([s[c] for s in samples])) for c in ("params", "flops")},
-        "inherited": float(np.mean([s["accuracy"] for s in samples])),
-        "inherited_std": float(np.std([s["accuracy"] for s in samples])),
+        "inherited": None,
         "fine_tuned": None,
         "retrained": None,
     }
+    if all(s["accuracy"] is not None for s in samples):
+        row["inherited"] = float(np.mean([s["accuracy"] for s in samples]))
+        row["inherited_std"] = float(np.std([s["accuracy"] for s in samples]))
     if retrained:
         row["retrained"] = float(np.mean(retrained))
         row["retrained_std"] = float(np.std(retrained))

@@ -17,11 +17,12 @@ from nasjax import data, sampling, search, spaces
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.search import History, Oracle, Problem
-from nasjax.train import one_shot
+from nasjax.train import one_shot, teachers
 from nasjax.train import state as states
 from nasjax.train.evaluate import Evaluator
 from nasjax.train.metrics import JsonlWriter
 from nasjax.train.probes import Probes, held_out
+from nasjax.train.sandwich import Sandwich
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Searching:
       population: architectures of a generation.
       evaluations: different architectures evaluated in all.
       evolution: further settings of evolution.
+      predictor: further settings of evolution guided by a predictor.
     """
 
     name: str = "evolution"
     population: int = 50
     evaluations: int = 1000
     evolution: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predictor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, problem: Problem, key: jax.Array) -> search.Searcher:
         """The searcher of ``problem``."""
@@ -61,7 +64,7 @@ class Searching:
             raise NasjaxError(
                 f"config.search.searcher.evaluations is {self.evaluations}; 1 or more was expected."
             )
-        own = self.evolution if self.name == "evolution" else {}
+        own = {"evolution": self.evolution, "predictor": self.predictor}.get(self.name, {})
         return search.searcher(self.name, problem, key, population=self.population, **own)
 
 
@@ -79,6 +82,7 @@ def train(run: experiment.Experiment, weights: Any = None) -> Any:
     """The super-network's weights after its training by sampling, from ``weights`` if given."""
     settings = run.config["search"]
     check(run)
+    sandwich, teacher = make_sandwich(run)
     state = one_shot.train_supernet(
         run.session,
         run.supernet,
@@ -89,6 +93,8 @@ def train(run: experiment.Experiment, weights: Any = None) -> Any:
         others=sides(run),
         weights=weights,
         probes=make_probes(settings.get("probes")),
+        sandwich=sandwich,
+        teacher=teacher,
     )
     return states.evaluated(state)
 
@@ -145,6 +151,8 @@ def search_trained(
         if jax.process_index() == 0 and len(history):
             search.write_front(run.session.workdir, wanted, search.pareto_front(wanted, history))
     write_curve(run, wanted, history, oracle)
+    if isinstance(searcher, search.Guided):
+        write_predictors(run, searcher.predictors(history))
     return search.best(wanted, history).arch
 
 
@@ -207,6 +215,19 @@ def make_sampler(supernet: Supernet, values: Mapping[str, Any]) -> sampling.Samp
         given["paths"] = values["paths"]
     found = limits(values.get("limits"), "sampler.limits")
     return sampling.sampler(values["kind"], supernet, found, **given)
+
+
+def make_sandwich(run: experiment.Experiment) -> tuple[Sandwich | None, teachers.Teacher | None]:
+    """What ``config.search.sandwich`` describes, and its teacher; nothing for other samplers."""
+    settings = run.config["search"]
+    if settings["sampler"]["kind"] != sampling.SANDWICH:
+        return None, None
+    found = experiment.build(Sandwich, settings.get("sandwich") or {}, "search.sandwich")
+    if not found.teacher:
+        return found, None
+    sizes = run.dataset.num_classes, len(run.dataset.train)
+    logits = teachers.read_logits(found.teacher, *sizes)
+    return found, teachers.stored_teacher(logits, factor=found.factor)
 
 
 def limits(values: Mapping[str, Any] | None, section: str) -> dict[str, tuple[float, float]]:
@@ -282,6 +303,20 @@ def write_curve(
             line["oracle"] = dict(oracle.score(best[1].arch))
         for writer in run.session.writers:
             writer.write("evaluations", number, line)
+
+
+def write_predictors(
+    run: experiment.Experiment, predictors: Mapping[str, search.AccuracyPredictor]
+) -> None:
+    """Log how well architectures held out were ranked, a line for each objective predicted."""
+    for writer in run.session.writers:
+        if isinstance(writer, JsonlWriter):
+            writer.rewind("predictor", 0)
+    for number, (name, predictor) in enumerate(predictors.items(), start=1):
+        if predictor.held_out is not None:
+            line = {"objective": name, **dataclasses.asdict(predictor.held_out)}
+            for writer in run.session.writers:
+                writer.write("predictor", number, line)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def two_stage(sampler: str = "uniform", *, evaluations: int = 1000) -> dict[str,
             "target": 0.0,
             "limits": {"params": (0.0, 0.0), "flops": (0.0, 0.0)},
         },
+        "sandwich": sandwich(),
         "searcher": {
             "name": "evolution",
             "population": 50,
@@ -117,12 +118,45 @@ def two_stage(sampler: str = "uniform", *, evaluations: int = 1000) -> dict[str,
                 "probability": 0.2,
                 "whole": None,
             },
+            "predictor": {
+                "batch": 50,
+                "near": 0.5,
+                "parents": 128,
+                "mutations": 128,
+                "crossovers": 128,
+                "probability": 0.2,
+                "rounds": 40,
+            },
         },
         "objectives": ("accuracy",),
         "constraints": {"params": (0.0, 0.0), "flops": (0.0, 0.0)},
         "latency": "",
         "evaluation": {"examples": 0, "batch_size": 500, "chunk": 0},
         "probes": {"every": 0, "random": 3, "batch_size": 500, "examples": 2000},
+    }
+
+
+def sandwich(
+    *, projection: str = "published", first: str = "subnets", distillation: str = "alpha"
+) -> dict[str, Any]:
+    """How a super-network is trained where the sampler is a sandwich.
+
+    Args:
+      projection: what is done where gradients are in conflict; ``"sum"`` for nothing.
+      first: which gradient has priority then.
+      distillation: loss of the sub-networks.
+
+    Returns:
+      Fields of :class:`nasjax.train.sandwich.Sandwich`.
+    """
+    return {
+        "distillation": distillation,
+        "projection": projection,
+        "first": first,
+        "from_epoch": 0.0,
+        "clip": 0.0,
+        "teacher": "",
+        "factor": 5.0,
     }
 
 

@@ -11,6 +11,7 @@ uniform     one, every choice uniform                                   SPOS (Gu
 fair        several; every option equally often                         FairNAS (Chu et al. 2021)
 identity    one, blocks skipped with the probability that meets a       ViTAS, section 3.2
             budget on average
+sandwich    the largest, the smallest, and random ones                  Yu and Huang 2019; NASViT
 ==========  ==========================================================  ======================
 
 Each can be confined to architectures that keep a budget, see :func:`within`.
@@ -18,6 +19,7 @@ Each can be confined to architectures that keep a budget, see :func:`within`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.space import SearchSpace
 from nasjax.core.supernet import Supernet
 
+SANDWICH = "sandwich"
 _TRIES = 10_000  # draws after which a budget is given up
 
 
@@ -158,6 +161,11 @@ def within(
     """
     if sampler.name == "fair":
         raise NasjaxError("fair sampling cannot keep a budget and stay fair; sample uniformly.")
+    if sampler.name == SANDWICH:
+        raise NasjaxError(
+            "a sandwich holds the largest network, whatever a budget says; confine the sampler of "
+            "its random ones."
+        )
 
     def draw(key: jax.Array, step: int) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
@@ -212,6 +220,48 @@ def identity(
     return weighted(supernet.space, weights)
 
 
+def sandwich(space: SearchSpace, randoms: Sampler | None = None) -> Sampler:
+    """The largest architecture, the smallest, and some random ones: the sandwich rule.
+
+    The random ones of a step share the options of static choices, those of the first of them, so
+    that there are few programs to compile: others are drawn again, which leaves the proportions
+    among equal options as they are.
+
+    Args:
+      space: to draw from; its options are numbers.
+      randoms: sampler of the random ones; two uniform ones where None (NASViT).
+
+    Raises:
+      NasjaxError: if the options have no order, so that nothing is the largest.
+    """
+    if not architecture.has_order(space):
+        raise NasjaxError(
+            f"options of space {space.name!r} are no numbers, so it has no largest and smallest "
+            "architecture to make a sandwich of; sample uniformly."
+        )
+    inner = uniform(space, 2) if randoms is None else randoms
+    ends = [architecture.largest(space), architecture.smallest(space)]
+
+    def static(arch: Mapping[str, Any]) -> list[Any]:
+        return [arch[name] for name in space.static]
+
+    def draw(key: jax.Array, step: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for attempt in range(_TRIES):
+            at = key if not attempt else jax.random.fold_in(key, attempt)
+            drawn = inner(at, step)
+            found += [a for a in drawn if static(a) == static((found or drawn)[0])]
+            if len(found) >= inner.paths:
+                return [*ends, *found[: inner.paths]]
+        raise NasjaxError(
+            f"{_TRIES:,} draws gave no {inner.paths} architectures with the same "
+            f"{', '.join(space.static)}; give the space fewer options of it."
+        )
+
+    return Sampler(SANDWICH, draw, 2 + inner.paths, inner.sample)
+
+
+@functools.cache  # a run asks for its sampler more than once
 def identity_probability(
     supernet: Supernet, cost: str, target: float, choice: str = "heads", skip: Any = 0
 ) -> float:
@@ -249,6 +299,8 @@ SAMPLERS: Mapping[str, Callable[..., Sampler]] = {
     "uniform": lambda supernet, paths=1: uniform(supernet.space, paths),
     "fair": lambda supernet, paths=None: fair(supernet.space, paths),
     "identity": lambda supernet, **settings: identity(supernet, **settings),
+    # Of its random ones, see sampler().
+    SANDWICH: lambda supernet, paths=2: uniform(supernet.space, paths),
 }
 
 
@@ -263,7 +315,8 @@ def sampler(
     Args:
       kind: one of ``SAMPLERS``.
       supernet: whose sub-networks are drawn.
-      limits: by name of a cost its least and its greatest value, see :func:`within`.
+      limits: by name of a cost its least and its greatest value, see :func:`within`; of a sandwich
+        they are those of its random architectures, whose number its ``paths`` are.
       **settings: its further arguments.
 
     Raises:
@@ -277,7 +330,7 @@ def sampler(
         raise NasjaxError(f"sampler {kind!r} cannot be made so: {error}.") from None
     for name, pair in (limits or {}).items():
         found = within(found, supernet, name, *pair)
-    return found
+    return sandwich(supernet.space, found) if kind == SANDWICH else found
 
 
 def _independent(

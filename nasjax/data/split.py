@@ -19,10 +19,12 @@ class BilevelSplit:
     Attributes:
         weights: examples for the gradient of the network's weights.
         alphas: examples for the gradient of the architecture parameters.
+        rows: positions in the training data of the examples of `weights`, int `(examples,)`.
     """
 
     weights: Source | RecordSource
     alphas: Source | RecordSource
+    rows: np.ndarray
 
 
 def bilevel_split(
@@ -54,7 +56,8 @@ def bilevel_split(
     else:
         weights, alphas = np.split(rng.permutation(len(train)), [weights_count])
     # Sorted, because neighbours are cheaper to read; loaders shuffle anyway.
-    return BilevelSplit(train.take(np.sort(weights)), train.take(np.sort(alphas)))
+    rows = np.sort(weights)
+    return BilevelSplit(train.take(rows), train.take(np.sort(alphas)), rows)
 
 
 def stratified_indices(

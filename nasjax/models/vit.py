@@ -56,6 +56,12 @@ def relative_index(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.nd
     return index(rows), index(columns)
 
 
+def _distances(size: int, reach: int) -> np.ndarray:
+    """Rows of a table for every pair of ``size`` places along one direction."""
+    places = np.arange(size)
+    return np.clip(places[None, :] - places[:, None], -reach, reach) + reach + 1
+
+
 class RelativePosition(nn.Module):
     """2-D relative position vectors: the sum of a vertical and a horizontal table's rows.
 
@@ -76,8 +82,15 @@ class RelativePosition(nn.Module):
         init = named(truncated_normal, (None, "head_dim"))
         vertical = self.param("vertical", init, shape, self.param_dtype)
         horizontal = self.param("horizontal", init, shape, self.param_dtype)
-        down, across = relative_index(grid, self.reach)
-        return vertical[down] + horizontal[across]
+        # Rows of tables are looked up for pairs of rows and of columns alone: for all pairs of
+        # tokens a CPU would take longer than for the rest of a block.
+        down, across = (table[_distances(n, self.reach)] for table, n in
+                        zip((vertical, horizontal), grid, strict=True))  # fmt: skip
+        patches = down[:, None, :, None] + across[None, :, None, :]
+        patches = patches.reshape(grid[0] * grid[1], -1, self.head_dim)
+        token = np.pad(np.zeros((len(patches),) * 2), ((1, 0), (1, 0)), constant_values=1)
+        token = token[..., None].astype(patches.dtype) * (vertical[0] + horizontal[0])
+        return token + jnp.pad(patches, ((1, 0), (1, 0), (0, 0)))
 
 
 class Attention(nn.Module):
@@ -177,7 +190,9 @@ class Block(nn.Module):
         def whole(block: Block, x: jax.Array) -> jax.Array:
             return block._transform(x, drop_path, grid, train)
 
-        if not self.optional or self.is_initializing():
+        # A block that is skipped has no activations, so none is where they are asked for.
+        asked = self.is_mutable_collection("activations")
+        if not self.optional or self.is_initializing() or asked:
             return whole(self, x), None
         params: Any = self.variables["params"]
         written = jax.tree.leaves((params["attention"]["proj"], params["fc2"]))
@@ -339,7 +354,7 @@ class VisionTransformer(nn.Module):
             return x
         scanned = nn.scan(
             block,
-            variable_axes={"params": 0, "active": 0},
+            variable_axes={"params": 0, "active": 0, "activations": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,

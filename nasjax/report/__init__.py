@@ -5,6 +5,7 @@ a machine without an accelerator, while the search is still running, or long aft
 figures need matplotlib (``pip install "nasjax[report]"``); loading and tables do not.
 """
 
+from nasjax.report.conflict import conflict_curve, conflict_plot, conflict_variants_plot
 from nasjax.report.formats import format_accuracy, format_flops, format_params
 from nasjax.report.html import write_report
 from nasjax.report.oracle import anytime, format_oracle, oracle_plot, regret_plot
@@ -14,6 +15,7 @@ from nasjax.report.plots import (
     mixture_plot,
     training_plot,
 )
+from nasjax.report.ranking import format_ranking, ranking_plot
 from nasjax.report.record import Run
 from nasjax.report.second_stage import (
     anytime_accuracy,
@@ -21,6 +23,7 @@ from nasjax.report.second_stage import (
     population_plot,
     probes_plot,
     search_seconds,
+    searchers_plot,
 )
 from nasjax.report.tables import format_columns, format_table, html_table
 
@@ -31,19 +34,25 @@ __all__ = [
     "anytime_accuracy",
     "anytime_plot",
     "architecture_plot",
+    "conflict_curve",
+    "conflict_plot",
+    "conflict_variants_plot",
     "format_accuracy",
     "format_columns",
     "format_flops",
     "format_oracle",
     "format_params",
+    "format_ranking",
     "format_table",
     "html_table",
     "mixture_plot",
     "oracle_plot",
     "population_plot",
     "probes_plot",
+    "ranking_plot",
     "regret_plot",
     "search_seconds",
+    "searchers_plot",
     "training_plot",
     "write_report",
 ]

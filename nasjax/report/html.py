@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from nasjax.report.conflict import conflict_curve, conflict_plot
 from nasjax.report.formats import format_accuracy, format_flops, format_params, is_number
 from nasjax.report.oracle import anytime, format_oracle, oracle_plot
 from nasjax.report.page import BODY, ORACLE, SECTION, STYLE, TABLE_HINT
@@ -18,7 +19,7 @@ from nasjax.report.plots import (
     training_plot,
 )
 from nasjax.report.record import Run
-from nasjax.report.second_stage import population_plot, probes_plot
+from nasjax.report.second_stage import population_plot, predictors, probes_plot
 from nasjax.report.style import GRID, INK, MUTED, PAPER, require_matplotlib
 from nasjax.report.tables import html_table
 
@@ -199,13 +200,18 @@ def _second(run: Run) -> str:
     """Sections on what was evaluated, and on sub-networks seen on the way; empty without either."""
     text = ""
     if run.history:
-        caption = "Accuracy with inherited weights on training images that trained no weights."
-        figure = _figure(population_plot(run), caption)
+        caption = "Accuracy with inherited weights on training images that trained no weights. "
+        figure = _figure(population_plot(run), caption + escape(" ".join(predictors(run))))
         text += SECTION.format(title="The search of the trained super-network", figure=figure)
     if any("probes" in line for line in run.lines("search")):
         caption = "Inherited weights, on training images that do not train the weights."
         figure = _figure(probes_plot(run), caption)
         text += SECTION.format(title="Sub-networks while the weights trained", figure=figure)
+    if conflict_curve(run)[0]:
+        caption = "Tensors whose gradients of the largest network and of the others point apart, "
+        caption += "before any projection; at one half, dashed, chance alone decides."
+        figure = _figure(conflict_plot(run), caption)
+        text += SECTION.format(title="Gradients in conflict", figure=figure)
     return text
 
 

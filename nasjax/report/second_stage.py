@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from nasjax.report.formats import format_tick, is_number
 from nasjax.report.record import Run
 from nasjax.report.style import (
@@ -86,6 +88,16 @@ def population_plot(run: Run) -> str:
             axes = sheet.panel(WIDTH / 2 + _LEFT, _TOP, width, _HEIGHT)
             _draw_front(axes, first, second, both)
         return sheet.svg("population", "Architectures evaluated, and their Pareto set")
+
+
+def predictors(run: Run) -> list[str]:
+    """Sentences on how well predictors of a guided search ranked what they had not seen."""
+    return [
+        f"A random forest of {line['fitted']} random architectures ranks "
+        f"{line['architectures']} others by their {line['objective']} with Spearman's rho "
+        f"{line['spearman']:.2f} and Kendall's tau {line['kendall']:.2f}."
+        for line in run.lines("predictor")
+    ]
 
 
 def _draw_order(axes: Any, first: Mapping[str, Any], values: list[float]) -> None:
@@ -205,3 +217,34 @@ def anytime_plot(curves: Mapping[str, Sequence[tuple[list[float], list[float]]]]
         axes.set_ylabel("accuracy, inherited (%)")
         axes.margins(x=0.02)
         return sheet.svg("anytime", "Accuracy of what is found over seconds")
+
+
+def searchers_plot(curves: Mapping[str, np.ndarray]) -> str:
+    """Draws how far the best so far is from the best there is, over evaluations.
+
+    Args:
+        curves: For each searcher its regrets in percentage points, an array ``(seeds,
+            evaluations)``. A line is their mean, its band a standard error to either side.
+    """
+    from matplotlib.lines import Line2D
+
+    with figure_style():
+        sheet = Sheet(_TOP + _HEIGHT + _FOOT)
+        width = WIDTH - _LEFT - 0.4
+        axes = sheet.panel(_LEFT, _TOP, width, _HEIGHT)
+        handles = []
+        for colour, (name, regrets) in zip(palette(len(curves)), curves.items(), strict=True):
+            numbers = np.arange(1, regrets.shape[1] + 1)
+            mean, error = regrets.mean(0), regrets.std(0) / len(regrets) ** 0.5
+            axes.plot(numbers, mean, color=colour, linewidth=1.9)
+            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+            axes.fill_between(numbers, mean - error, mean + error, **band)
+            handles.append(Line2D([], [], color=colour, linewidth=1.9, label=name))
+        heading(axes, "Regret of the best so far", handles, width)
+        axes.set_xlabel("evaluations")
+        axes.set_ylabel("regret (percentage points)")
+        # The first few are far off, whoever searches.
+        top = max(float(r.mean(0)[min(49, r.shape[1] - 1)]) for r in curves.values())
+        axes.set_ylim(0, 1.1 * max(top, 1e-6))
+        axes.margins(x=0.02)
+        return sheet.svg("regret", "Regret of searchers over evaluations")

@@ -56,7 +56,9 @@ def training_plot(run: Run) -> str:
     network found and the baselines.
     """
     searched = bool(run.lines("search"))
-    later = [p for p in run.phases if p not in ("search", "evaluations") and run.lines(p)]
+    later = [
+        p for p in run.phases if p not in ("search", "evaluations", "predictor") and run.lines(p)
+    ]
     if not searched and not later:
         return message_svg("training", "No step has been logged yet.")
     with figure_style():

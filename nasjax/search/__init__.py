@@ -12,7 +12,9 @@ from typing import Any
 from nasjax.core.architecture import Key
 from nasjax.core.errors import did_you_mean
 from nasjax.search._table import TableKey
+from nasjax.search.accuracy_predictor import AccuracyPredictor, HeldOutCorrelation
 from nasjax.search.errors import OracleError, SearchError
+from nasjax.search.guided import Guided
 from nasjax.search.history import Evaluated, History
 from nasjax.search.latency import (
     Latency,
@@ -27,13 +29,15 @@ from nasjax.search.nsga2 import NSGA2
 from nasjax.search.objectives import Constraint, Objective, Problem, limits, problem
 from nasjax.search.oracle import Oracle
 from nasjax.search.pareto import non_dominated, pareto_front, write_front
-from nasjax.search.ranking import rank_correlations
+from nasjax.search.ranking import rank_correlations, ranking_study
+from nasjax.search.scoring import Scorer
 from nasjax.search.searchers import Evolution, RandomSearch, Searcher
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "random": RandomSearch,
     "evolution": Evolution,
     "nsga2": NSGA2,
+    "predictor": Guided,
 }
 
 
@@ -60,9 +64,12 @@ def searcher(name: str, problem: Problem, key: Key, **settings: Any) -> Searcher
 __all__ = [
     "NSGA2",
     "SEARCHERS",
+    "AccuracyPredictor",
     "Constraint",
     "Evaluated",
     "Evolution",
+    "Guided",
+    "HeldOutCorrelation",
     "History",
     "Latency",
     "LatencyPredictor",
@@ -71,6 +78,7 @@ __all__ = [
     "OracleError",
     "Problem",
     "RandomSearch",
+    "Scorer",
     "SearchError",
     "Searcher",
     "TableKey",
@@ -85,6 +93,7 @@ __all__ = [
     "pareto_front",
     "problem",
     "rank_correlations",
+    "ranking_study",
     "run",
     "searcher",
     "write_front",

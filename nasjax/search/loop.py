@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -65,6 +66,8 @@ def run(
             f"{evaluations} architectures cannot be compared; 1 or more were expected."
         )
     history = History(problem.space) if history is None else history
+    first = problem.objectives[0]
+    lead = min((first.sign * entry.values[first.name] for entry in history), default=math.inf)
     seen: set[tuple[int, ...]] = set()
     idle = 0
     bar = tqdm(
@@ -88,8 +91,8 @@ def run(
             few = list(new.values())[: evaluations - len(history)]
             for arch, values in _evaluated(problem, evaluate, few):
                 history.add(arch, values)
-                if not bar.disable:
-                    bar.set_postfix_str(_summary(problem, history), refresh=False)
+                lead = min(lead, first.sign * values[first.name])
+                bar.set_postfix_str(f"best {first.name} {first.sign * lead:.4g}", refresh=False)
                 bar.update(1)
                 if interrupt.signal is not None and len(history) < evaluations:
                     raise Stopped(
@@ -143,9 +146,3 @@ def _evaluated(
                     f"{objective.name!r}; let it give that, or name another objective."
                 )
         yield arch, every
-
-
-def _summary(problem: Problem, history: History) -> str:
-    first = problem.objectives[0]
-    values = [first.sign * e.values[first.name] for e in history]
-    return f"best {first.name} {first.sign * min(values):.4g}"

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,36 @@ def non_dominated(values: np.ndarray) -> np.ndarray:
     mask = np.zeros(len(values), bool)
     mask[front] = True
     return mask
+
+
+def by_rank(values: np.ndarray) -> Iterator[int]:
+    """Places of rows of ``values (points, objectives)``, less being better, the best first.
+
+    Those that nothing dominates come first, then those that nothing of the rest dominates, and so
+    on; of a front the most isolated come first (Deb et al. 2002). Of equals the first comes first.
+    """
+    values = np.asarray(values, float)
+    if values.shape[1] == 1:
+        yield from np.argsort(values[:, 0], kind="stable").tolist()
+        return
+    left = np.arange(len(values))
+    while left.size:
+        best = non_dominated(values[left])
+        front = left[best]
+        yield from front[np.argsort(-_isolation(values[front]), kind="stable")].tolist()
+        left = left[~best]
+
+
+def _isolation(values: np.ndarray) -> np.ndarray:
+    """Crowding distances: how far the neighbours of a row are apart, summed over objectives."""
+    total = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        span = column[order[-1]] - column[order[0]]
+        gaps = np.full(len(values), np.inf)  # the two ends have one neighbour
+        gaps[1:-1] = (column[order[2:]] - column[order[:-2]]) / (span or 1.0)
+        total[order] += gaps
+    return total
 
 
 def pareto_front(problem: Problem, history: History) -> list[Evaluated]:

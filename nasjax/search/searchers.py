@@ -6,15 +6,14 @@ values it asks for the same architectures. That is how a search that was killed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from nasjax.core import architecture
-from nasjax.core.architecture import Arch, Key
+from nasjax.core.architecture import Key
+from nasjax.search.breeding import Breeder
 from nasjax.search.errors import SearchError
 from nasjax.search.objectives import Problem, Values
-
-_TRIES = 100  # per child, before it is replaced by a random architecture
 
 
 class Searcher(Protocol):
@@ -27,7 +26,8 @@ class Searcher(Protocol):
         """The values of all that was asked for last, in that order."""
 
 
-def _check_population(size: int) -> None:
+def check_population(size: int) -> None:
+    """Raise :class:`SearchError` if nobody is in a population of ``size``."""
     if size < 1:
         raise SearchError(f"a population of {size} cannot be searched; 1 or more was expected.")
 
@@ -42,7 +42,7 @@ class RandomSearch:
     """
 
     def __init__(self, problem: Problem, key: Key, population: int = 50) -> None:
-        _check_population(population)
+        check_population(population)
         self._problem, self._rng, self._size = problem, architecture.generator(key), population
 
     def ask(self) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ class Evolution:
         probability: float = 0.2,
         whole: float | None = None,
     ) -> None:
-        _check_population(population)
+        check_population(population)
         if len(problem.objectives) != 1:
             names = ", ".join(o.name for o in problem.objectives)
             raise SearchError(
@@ -95,22 +95,21 @@ class Evolution:
                 f"evolution with {parents} parents, {mutations} mutations and {crossovers} "
                 "crossovers has no children; at least one parent and one child were expected."
             )
-        self._problem, self._rng = problem, architecture.generator(key)
+        self._problem = problem
+        self._breeder = Breeder(problem, architecture.generator(key), probability, whole)
         self._sizes = (population, parents, mutations, crossovers)
-        self._probabilities = (probability, whole)
         self._asked: list[dict[str, Any]] = []
-        self._seen: set[tuple[int, ...]] = set()
         self._told: list[tuple[float, dict[str, Any]]] = []
 
     def ask(self) -> list[dict[str, Any]]:
         """The next generation: legal architectures that were not asked for before."""
         population, parents, mutations, crossovers = self._sizes
         if not self._told:
-            children = self._new(population, lambda: self._problem.draw(self._rng))
+            children = self._breeder.draws(population)
         else:
             best = [arch for _, arch in self._told[:parents]]
-            children = self._new(mutations, lambda: self._mutant(best))
-            children += self._new(crossovers, lambda: self._crossed(best))
+            children = self._filled(mutations, self._breeder.mutants(mutations, best))
+            children += self._filled(crossovers, self._breeder.crossed(crossovers, best))
         self._asked = children
         return list(children)
 
@@ -121,25 +120,6 @@ class Evolution:
         self._told += zip(scores, self._asked, strict=True)
         self._told.sort(key=lambda entry: entry[0])  # stable: of equals the older comes first
 
-    def _new(self, count: int, make: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
-        """``count`` architectures that nobody asked for yet; fewer in a space that is used up."""
-        found: list[dict[str, Any]] = []
-        for maker in (make, lambda: self._problem.draw(self._rng)):
-            for _ in range(_TRIES * count):
-                if len(found) == count:
-                    return found
-                arch = maker()
-                code = architecture.code(self._problem.space, arch)
-                if code not in self._seen and not self._problem.violation(arch):
-                    self._seen.add(code)
-                    found.append(arch)
-        return found
-
-    def _mutant(self, best: Sequence[Arch]) -> dict[str, Any]:
-        parent = best[int(self._rng.integers(len(best)))]
-        probability, whole = self._probabilities
-        return architecture.mutate(self._problem.space, self._rng, parent, probability, whole)
-
-    def _crossed(self, best: Sequence[Arch]) -> dict[str, Any]:
-        first, second = self._rng.integers(len(best), size=2).tolist()
-        return architecture.crossover(self._problem.space, self._rng, best[first], best[second])
+    def _filled(self, count: int, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """``found``, with random architectures where parents have no ``count`` new children."""
+        return found + self._breeder.draws(count - len(found))

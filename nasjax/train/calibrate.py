@@ -34,7 +34,7 @@ def calibrate_batch_stats(
 
     def after(start: Any, images: jax.Array) -> Any:
         given = {**variables, STATISTICS: start}
-        with nn.intercept_methods(_without_dropout):
+        with nn.intercept_methods(without_dropout):
             _, changed = module.apply(given, images, train=True, mutable=[STATISTICS])
         return changed[STATISTICS]
 
@@ -50,7 +50,8 @@ def calibrate_batch_stats(
     return jax.tree.map(lambda t, m: t / (len(batches) * (1.0 - m)), total, kept)
 
 
-def _without_dropout(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def without_dropout(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Interceptor that leaves dropout and stochastic depth out, in training too."""
     if isinstance(context.module, nn.Dropout | DropPath | ScaledDropout):
         return args[0]
     return next_fun(*args, **kwargs)

@@ -13,13 +13,21 @@ from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
 from nasjax.core.supernet import Supernet
-from nasjax.sampling import Sampler
+from nasjax.sampling import SANDWICH, Sampler
 from nasjax.train import optim, phases, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.probes import Probes
 from nasjax.train.rng import stream
+from nasjax.train.sandwich import (
+    SUM,
+    Sandwich,
+    conflict_ratios,
+    no_conflicts,
+    sandwich_step,
+)
 from nasjax.train.session import Session
 from nasjax.train.state import State
+from nasjax.train.teachers import Numbered, Teacher
 
 
 def train_supernet(
@@ -33,11 +41,15 @@ def train_supernet(
     others: Sequence[Supernet] = (),
     weights: Mapping[str, Any] | None = None,
     probes: Probes | None = None,
+    sandwich: Sandwich | None = None,
+    teacher: Teacher | None = None,
     phase: str = "search",
 ) -> State:
     """Train ``supernet`` by sub-networks that ``sampler`` draws, one program for all of them.
 
-    A space with static choices has a program for each combination of their options.
+    A space with static choices has a program for each combination of their options. What the
+    sampler :func:`nasjax.sampling.sandwich` draws is trained by the sandwich rule, see
+    :func:`~nasjax.train.sandwich.sandwich_step`.
 
     Args:
       session: of the run.
@@ -51,15 +63,25 @@ def train_supernet(
         :func:`~nasjax.train.steps.one_shot_step`.
       weights: to start from; drawn anew where None.
       probes: what is logged on the way.
+      sandwich: how the sandwich rule trains; the paper's way where None.
+      teacher: of the largest network, by the sandwich rule; labels where None.
       phase: its name, also of its checkpoints.
 
     Raises:
-      NasjaxError: if the images do not fit, or a step's architectures have different static
-        options.
+      NasjaxError: if the images do not fit, a step's architectures have different static options,
+        or the sandwich rule is asked for what it cannot do.
     """
     phases.check_images(supernet, dataset, recipe.augmentation)
+    layered = sampler.name == SANDWICH
+    check_sandwich(sampler, recipe, sandwich, teacher, others)
     split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
     loader = phases.make_loader(session, split.weights, recipe, supernet.input_shape, 0)
+    given: list[Any] = []
+    if teacher is not None:
+        teacher = teacher.of(split.rows)
+        if teacher.stored:
+            loader = Numbered(loader, sharding.batches(session.mesh))
+        given = [jax.device_put(teacher.variables, sharding.replicated(session.mesh))]
     per_epoch = loader.steps_per_epoch
     tx = optim.partitioned(recipe.transformation(per_epoch))
     key = session.key(phase)
@@ -67,32 +89,50 @@ def train_supernet(
         weights = supernet.init(stream(key, "init"))["params"]
 
     def create(key: jax.Array, weights: Any) -> State:
-        return states.create(key, weights, tx, average=recipe.average > 0)
+        counts = no_conflicts(supernet) if layered else None
+        average = recipe.average > 0
+        return states.create(key, weights, tx, statistics=counts, average=average)
 
     state = phases.place(session, create, supernet.names["params"], key, weights)
     prepare = phases.preparation(dataset, recipe.augmentation)
-    sides = (supernet, *others)
+    schedule = recipe.schedule(per_epoch)
+    rule = sandwich or Sandwich()
 
-    def build(arch: Arch) -> steps.Step:
-        module = supernet.maximal(arch)
-        step = steps.one_shot_step(sides, module, tx, prepare, decay=recipe.average)
+    def build(archs: Sequence[Arch]) -> steps.Step:
+        if layered:
+            step = sandwich_step(
+                supernet,
+                archs,
+                tx,
+                prepare,
+                rule,
+                start=round(rule.from_epoch * per_epoch),
+                window=schedule.log,
+                teacher=teacher,
+                decay=recipe.average,
+            )
+        else:
+            _check_static(supernet, archs)
+            module = supernet.maximal(archs[0])
+            sides = (supernet, *others)
+            step = steps.one_shot_step(sides, module, tx, prepare, decay=recipe.average)
         return phases.compile_step(session, phase, step)
 
-    rate = recipe.learning_rate(per_epoch)
-    schedule = recipe.schedule(per_epoch)
-    describe: Callable[[State], Mapping[str, Any]] = rate
+    seen: list[Callable[[State], Mapping[str, Any]]] = [recipe.learning_rate(per_epoch)]
+    if layered:
+        seen.append(conflict_ratios)
     if probes is not None:
         size = recipe.augmentation.size
-        look = probes.open(session, supernet, dataset, weights_fraction, size, schedule)
+        seen.append(probes.open(session, supernet, dataset, weights_fraction, size, schedule))
 
-        def describe(state: State) -> dict[str, Any]:
-            return {**rate(state), **look(state)}
+    def describe(state: State) -> dict[str, Any]:
+        return {name: value for look in seen for name, value in look(state).items()}
 
     return phases.run(
         session,
         phase,
         state,
-        _by_static(session, supernet, build),
+        _by_static(session, supernet, build, given),
         [loader, _Paths(sampler, stream(key, "paths"))],
         schedule,
         describe,
@@ -118,28 +158,67 @@ class _Paths:
         del state
 
 
+def check_sandwich(
+    sampler: Sampler,
+    recipe: phases.Recipe,
+    sandwich: Sandwich | None,
+    teacher: Teacher | None,
+    others: Sequence[Supernet] = (),
+) -> None:
+    """Raise where :func:`train_supernet` could not do what it is asked for by the sandwich rule."""
+    if sampler.name != SANDWICH:
+        if sandwich is not None or teacher is not None:
+            raise NasjaxError(
+                f"a sandwich or a teacher is for the sandwich rule, but sampler {sampler.name!r} "
+                "draws no sandwich; sample by nasjax.sampling.sandwich, or leave both out."
+            )
+        return
+    if others:
+        raise NasjaxError(
+            "the sandwich rule trains one end of the weights; leave the other sides out, or sample "
+            "uniformly."
+        )
+    rule = sandwich or Sandwich()
+    if rule.projection != SUM and rule.from_epoch >= recipe.epochs:
+        raise NasjaxError(
+            f"gradients are projected from epoch {rule.from_epoch:g} of {recipe.epochs:g} on, "
+            'which is never; begin earlier, or set projection to "sum".'
+        )
+    mixed = recipe.augmentation.mixup or recipe.augmentation.cutmix
+    if teacher is not None and teacher.stored and mixed:
+        raise NasjaxError(
+            "stored logits are of single images, which mixup and cutmix mix; switch both off, or "
+            "use a network as the teacher."
+        )
+
+
+def _check_static(supernet: Supernet, archs: Sequence[Arch]) -> None:
+    if len({supernet.static(arch) for arch in archs}) != 1:
+        raise NasjaxError(
+            f"the architectures of a step have different {', '.join(supernet.space.static)}, "
+            "which run in different programs; sample one architecture a step, or fairly."
+        )
+
+
 def _by_static(
-    session: Session, supernet: Supernet, build: Callable[[Arch], steps.Step]
+    session: Session,
+    supernet: Supernet,
+    build: Callable[[Sequence[Arch]], steps.Step],
+    given: Sequence[Any] = (),
 ) -> Callable[..., tuple[State, steps.Metrics]]:
-    """The step of the architectures' static options, on their encodings."""
+    """The step of the architectures' static options, on their encodings and what is ``given``."""
     compiled: dict[tuple[Any, ...], steps.Step] = {}
     place = sharding.replicated(session.mesh)
 
     def call(
         state: State, batch: steps.Batch, archs: Sequence[Arch]
     ) -> tuple[State, steps.Metrics]:
-        options = {supernet.static(arch) for arch in archs}
-        if len(options) != 1:
-            raise NasjaxError(
-                f"the architectures of a step have different {', '.join(supernet.space.static)}, "
-                "which run in different programs; sample one architecture a step, or fairly."
-            )
-        (static,) = options
+        static = tuple(supernet.static(arch) for arch in archs)
         if static not in compiled:
-            compiled[static] = build(archs[0])
+            compiled[static] = build(archs)
         paths = np.stack([architecture.encode(supernet.space, arch) for arch in archs])
         # Every host has drawn them; device_put would have them compared, step by step.
         placed = jax.make_array_from_callback(paths.shape, place, lambda index: paths[index])
-        return compiled[static](state, batch, placed)
+        return compiled[static](state, batch, placed, *given)
 
     return call

@@ -25,7 +25,8 @@ class State:
       alphas: architecture parameters; empty when a single network is trained.
       opt_state: of :func:`~nasjax.train.optim.partitioned`.
       statistics: running statistics of batch normalisations; empty in a search, where those of
-        the batch are used and no mixture's would serve another.
+        the batch are used and no mixture's would serve another. A training by the sandwich rule
+        counts its conflicts here.
       average: exponential moving average of the weights; None where none is kept.
       skipped: how many of the last steps in a row had a non-finite gradient (scalar int32).
       key: the root key of all random streams.

@@ -123,13 +123,13 @@ def bilevel_step(
                 alphas_loss, state.weights, state.alphas, ahead if second_order else None
             )
             metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
-            state, finite = _apply(tx, optim.ALPHAS, gradient, state, metrics)
+            state, finite = apply_gradient(tx, optim.ALPHAS, gradient, state, metrics)
         (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
             state.weights, state.alphas
         )
-        state, also = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        state, also = apply_gradient(tx, optim.WEIGHTS, gradient, state, metrics)
         metrics |= {"train_loss": loss, "train_accuracy": aux["accuracy"]}
-        return _finish(state, finite & also, decay), metrics
+        return finish(state, finite & also, decay), metrics
 
     return step
 
@@ -206,8 +206,8 @@ def one_shot_step(
             total, _ = jax.lax.scan(add, total, paths[1:])
         gradient, value, correct = jax.tree.map(lambda x: x / len(paths), total)
         metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
-        state, finite = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
-        return _finish(state, finite, decay), metrics
+        state, finite = apply_gradient(tx, optim.WEIGHTS, gradient, state, metrics)
+        return finish(state, finite, decay), metrics
 
     return step
 
@@ -256,15 +256,15 @@ def train_step(
 
         gradient, (value, correct, statistics) = jax.grad(loss, has_aux=True)(state.weights)
         metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
-        state, finite = _apply(tx, optim.WEIGHTS, gradient, state, metrics)
+        state, finite = apply_gradient(tx, optim.WEIGHTS, gradient, state, metrics)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), statistics, state.statistics)
         state = dataclasses.replace(state, statistics=kept)
-        return _finish(state, finite, decay), metrics
+        return finish(state, finite, decay), metrics
 
     return step
 
 
-def _apply(
+def apply_gradient(
     tx: optax.GradientTransformation, name: str, gradient: Any, state: State, metrics: Metrics
 ) -> tuple[State, jax.Array]:
     """Update one partition, unless its gradient is not finite: then nothing enters the state.
@@ -284,7 +284,8 @@ def _apply(
     return dataclasses.replace(state, **changes), finite
 
 
-def _finish(state: State, finite: jax.Array, decay: float) -> State:
+def finish(state: State, finite: jax.Array, decay: float) -> State:
+    """Count the step, follow the weights with their average, and note a gradient not finite."""
     average = state.average
     if average is not None:
         # The average forgets its start: early on it follows the weights more closely.

@@ -23,7 +23,16 @@ ARGUMENTS = {
     **{name: ["full", "small"] for name in ("toy_cell", "toy_conv_macro", "nas_bench_201")},
     "darts": ["full", "small", "progressive"],
     "two_stage": ["digits", "cifar10"],
+    "nasvit": [
+        "imagenet",
+        "cifar100",
+        "flowers,supernet",
+        "digits",
+        "digits,baseline",
+        "digits,released",
+    ],
     "vitas": ["arch", "block", "small"],
+    "tf_tas": ["T", "S", "B", "pit-T", "pit-XS", "pit-S", "digits"],
 }
 CASES = [(p, a) for p in CONFIGS for a in ARGUMENTS.get(p.stem, [None])]
 

@@ -112,6 +112,11 @@ def test_constraints_that_nothing_keeps_are_one_sentence_and_nothing_is_trained(
         ({"constraints": {"parms": (0, 1)}}, "'parms' cannot be .* did you mean 'params'"),
         ({"searcher": {"name": "evolutoin", "population": 8}}, "did you mean 'evolution'"),
         ({"searcher": {"name": "nsga2", "population": 1}}, "a population of 1 cannot be crossed"),
+        (
+            {"searcher": {"name": "predictor", "predictor": {"bach": 4}}},
+            "searcher 'predictor' cannot be made so: .*'bach'",
+        ),
+        ({"searcher": {"name": "predictor", "predictor": {"batch": 0}}}, "a batch of 0, 128 par"),
         ({"sampler": {"kind": "unifrom"}}, "no sampler 'unifrom'; did you mean 'uniform'"),
         (
             {"sampler": {"kind": "uniform", "limits": {"params": (0, 1)}}},
@@ -171,6 +176,28 @@ def test_a_trained_super_network_is_searched_again_on_other_devices(whole, tmp_p
     where[-1] = tmp_path
     message = complain("search.py", *where, *OPTIONS, *extra[1:], "--trained=elsewhere")
     assert "holds a run of another configuration (search.trained was" in message
+
+
+def test_a_trained_super_network_is_searched_by_a_predictor(whole, tmp_path):
+    """Of two objectives, and again as it was: the report says how well the predictor ranks."""
+    extra = [
+        f"--trained={whole}",
+        "--config.search.searcher.name=predictor",
+        "--config.search.searcher.predictor.batch=8",
+        "--config.search.searcher.predictor.rounds=2",
+        "--config.search.objectives=('accuracy','params')",
+    ]
+    finish(start(tmp_path, *OPTIONS, *extra))
+    entries = [json.loads(line) for line in history(tmp_path)]
+    assert len(entries) == COUNT and all(e["values"]["params"] <= 2500 for e in entries)
+    front = json.loads((tmp_path / "pareto.json").read_text())
+    assert [o["name"] for o in front["objectives"]] == ["accuracy", "params"]
+    (line,) = rows(tmp_path, "predictor")
+    assert line["objective"] == "accuracy" and line["fitted"] == line["architectures"] == 4
+    page = (tmp_path / "report.html").read_text()
+    assert "A random forest of 4 random architectures ranks 4 others by their accuracy" in page
+    finish(start(tmp_path, *OPTIONS, *extra))
+    assert rows(tmp_path, "predictor") == [line]
 
 
 def test_an_architecture_of_a_pareto_set_is_read_by_its_number(whole):

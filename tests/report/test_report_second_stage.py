@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -91,3 +92,22 @@ def test_the_regret_of_a_second_stage_is_over_evaluations(tmp_path):
     with (sampled(tmp_path) / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     assert report.anytime(Run.load(tmp_path)) == ([7.0], [1.5])
+
+
+def test_the_page_says_how_well_a_predictor_ranks(tmp_path):
+    folder = sampled(tmp_path)
+    assert "random forest" not in report.write_report(folder).read_text()
+    line = {"phase": "predictor", "step": 1, "objective": "<accuracy>", "spearman": 0.914,
+            "kendall": 0.75, "fitted": 25, "architectures": 24}  # fmt: skip
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    text = report.write_report(folder).read_text()
+    assert "forest of 25 random architectures ranks 24 others by their &lt;accuracy&gt;" in text
+    assert "rho 0.91 and Kendall" in text
+
+
+def test_regrets_of_searchers_are_drawn_with_their_names():
+    curves = {"random": np.linspace([3.0, 2.0], [1.0, 1.5], 60).T, "guided": np.zeros((2, 60))}
+    svg = report.searchers_plot(curves)
+    for words in ("random", "guided", "evaluations", "regret (percentage points)"):
+        assert words in svg

@@ -36,6 +36,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "random": {"population": 5},
     "evolution": {"population": 7, "parents": 4, "mutations": 3, "crossovers": 2},
     "nsga2": {"population": 7},
+    "predictor": {
+        "population": 7,
+        "batch": 9,
+        "parents": 6,
+        "mutations": 5,
+        "crossovers": 5,
+        "rounds": 3,
+    },
 }
 NAMES = sorted(SEARCHERS)
 
@@ -94,8 +102,9 @@ def test_killed_at_any_evaluation_and_resumed_is_as_never_killed(
 ) -> None:
     """Also within a generation whose values come in another order, and within a line."""
     problem = wanted(name)
-    # Of NSGA-II, which takes longer, some in each of its generations.
-    for after in (0, 1, 3, 7, 8, 11, 14, 17, 19, 23) if name == "nsga2" else range(COUNT):
+    # Of those that take longer, some in each of their generations.
+    few = {"nsga2": (0, 1, 3, 7, 8, 11, 14, 17, 19, 23), "predictor": (1, 7, 10, 16, 23)}
+    for after in few.get(name, range(COUNT)):
         path = tmp_path / f"{after}.jsonl"
         first = Watched(crash_after=after, backwards=after % 3 == 1)
         with pytest.raises(Crash):

@@ -170,7 +170,7 @@ def test_searchers_start_from_the_problems_own_draws() -> None:
     assert NSGA2(wanted, jax.random.key(0), 3).ask() == [only]
 
 
-@pytest.mark.parametrize("name", ["random", "evolution", "nsga2"])
+@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "predictor"])
 def test_a_single_feasible_architecture_is_found(name: str) -> None:
     wanted = toy_problem(constraints=[Constraint("params", 1, 1)])
     watched = Watched()
@@ -178,7 +178,7 @@ def test_a_single_feasible_architecture_is_found(name: str) -> None:
     assert [e.arch for e in history] == [{"width": 1, "depth": 1, "ratio": [1]}]
 
 
-@pytest.mark.parametrize("name", ["random", "evolution", "nsga2"])
+@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "predictor"])
 def test_a_space_with_a_rule_of_decoding_is_searched_legally(name: str) -> None:
     net = spaces.darts(channels=4, cells=3)
     wanted = Problem(net.space)
@@ -186,7 +186,9 @@ def test_a_space_with_a_rule_of_decoding_is_searched_legally(name: str) -> None:
     def score(arch: Any) -> float:
         return sum(o == "skip_connect" for edges in arch.values() for o in edges)
 
-    proposes = searcher(name, wanted, jax.random.key(0), population=6)
+    few: dict[str, int] = {"rounds": 2, "mutations": 4, "crossovers": 4}
+    settings = few if name == "predictor" else {}
+    proposes = searcher(name, wanted, jax.random.key(0), population=6, **settings)
     history = run(wanted, proposes, one_by_one(score), 20)
     assert len(history) == 20
     assert all(architecture.validate(net.space, e.arch) == e.arch for e in history)
@@ -216,7 +218,7 @@ def test_evolution_of_two_objectives_is_refused() -> None:
         searcher("evolution", wanted, jax.random.key(0))
 
 
-@pytest.mark.parametrize("name", ["random", "evolution", "nsga2"])
+@pytest.mark.parametrize("name", ["random", "evolution", "nsga2", "predictor"])
 def test_limits_that_nothing_keeps_are_one_sentence_with_what_there_is(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
