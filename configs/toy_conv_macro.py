@@ -12,9 +12,9 @@ baseline is ``--config.space.sharing=plain``.
 
 Published: TangleNAS 82.50 (mean true accuracy of the found networks), SPOS with random search
 81.25, with evolution 81.89; the best architecture has 84.41, the mean is 77.90.
-Measured by us, ``small`` on two CPU cores, five seeds: entangled 81.91 (80.86 to 82.89), plain 80.41
-(78.66 to 82.01); entangled for 6 epochs, with five other seeds, 82.15 (81.41 to 83.79); the best of
-10 at random has 81.79. A run takes about 10 minutes entangled, 30 plain; see
+Measured by us, ``small`` on two CPU cores, five seeds: entangled 81.91 (80.86 to 82.89), plain
+80.41 (78.66 to 82.01); entangled for 6 epochs, with five other seeds, 82.15 (81.41 to 83.79); the
+best of 10 at random has 81.79. A run takes about 10 minutes entangled, 30 plain; see
 docs/papers/tanglenas.md. The paper's settings not yet.
 """
 
