@@ -22,7 +22,9 @@ The baseline's augmentation is RandAugment with 2 operations of magnitude 9 in p
 AutoAugment; its dropout and DropConnect of 0.2 are missing here. The paper's teacher is an
 EfficientNet-B5, whose weights nasjax does not have: give its logits in
 ``config.search.sandwich.teacher`` or a network in Python (docs/conflict.md); without one the
-largest network learns from labels.
+largest network learns from labels. The search is by evolution guided by a random forest, for the
+front of accuracy against multiply-adds; for latency make a predictor (docs/latency.md) and set
+--config.search.latency and --config.search.objectives="('accuracy','latency')".
 
 Published (ImageNet, smallest and largest): baseline 76.6 / 82.2, weak 77.4 / 82.5, scaling 77.6 /
 82.6, projection 78.1 / 82.9, supernet 77.9 / 83.0; conflicts 34%, 30%, 29%, 0%, 0%.
@@ -79,6 +81,9 @@ def _run(
         "alphas": {"learning_rate": 6e-4},
         "recipe": training,
     }
+    # Appendix C.1: 1024 random networks for the predictor; what it takes for the best is evaluated.
+    search["searcher"] |= {"name": "predictor", "population": 1024, "evaluations": 1536}
+    search["objectives"] = ("accuracy", "flops")
     # The paper's networks are used with inherited weights.
     return {
         "seed": 0,
@@ -189,7 +194,7 @@ def _digits() -> dict[str, Any]:
     training["optimizer"] |= {"learning_rate": 2e-3, "final_rate": 1e-5}
     training |= {"log_every": 25, "save_every": 500}
     config = _run(space, {"name": "digits"}, training, 0.7)
-    config["search"]["searcher"]["evaluations"] = 300
+    config["search"]["searcher"] |= {"population": 50, "evaluations": 200}
     config["search"]["probes"]["every"] = 100
     config["compare"]["batch_size"] = 360
     return config

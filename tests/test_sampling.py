@@ -285,6 +285,13 @@ def test_a_target_out_of_reach_says_what_can_be_reached() -> None:
             identity(NET, "params", target)
 
 
+def test_the_probability_of_identity_blocks_is_solved_for_once() -> None:
+    identity_probability.cache_clear()
+    samplers = [identity(NET, "params", TARGET) for _ in range(3)]
+    assert identity_probability.cache_info().misses == 1
+    assert samplers[0](jax.random.key(0), 1) == samplers[2](jax.random.key(0), 1)
+
+
 def test_a_choice_without_an_identity_is_named() -> None:
     with pytest.raises(NasjaxError, match=r"'width' .* options \(4, 8\), among which the identi"):
         identity(NET, "params", TARGET, choice="width")

@@ -35,31 +35,20 @@ from nasjax.models.layers import (
 )
 
 
-def relative_index(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the vertical and horizontal tables for every pair (query, key) of tokens.
+def relative_rows(places: int, reach: int) -> np.ndarray:
+    """Rows of a table of relative positions for every pair (query, key) along one direction.
 
-    Distances are clipped to ``reach``; row 0 belongs to pairs with the class token.
+    Distances are clipped to ``reach``; row 0 is none of these, it belongs to the class token.
 
     Args:
-      grid: rows and columns of patches.
+      places: patches along the direction.
       reach: the greatest distance told apart, in patches.
 
     Returns:
-      Two int arrays ``(1 + patches, 1 + patches)`` with entries in ``[0, 2 * reach + 1]``.
+      An int array ``(places, places)`` with entries in ``[1, 2 * reach + 1]``.
     """
-    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-
-    def index(position: np.ndarray) -> np.ndarray:
-        distance = np.clip(position[None, :] - position[:, None], -reach, reach)
-        return np.pad(distance + reach + 1, ((1, 0), (1, 0)))
-
-    return index(rows), index(columns)
-
-
-def _distances(size: int, reach: int) -> np.ndarray:
-    """Rows of a table for every pair of ``size`` places along one direction."""
-    places = np.arange(size)
-    return np.clip(places[None, :] - places[:, None], -reach, reach) + reach + 1
+    at = np.arange(places)
+    return np.clip(at[None, :] - at[:, None], -reach, reach) + reach + 1
 
 
 class RelativePosition(nn.Module):
@@ -82,15 +71,16 @@ class RelativePosition(nn.Module):
         init = named(truncated_normal, (None, "head_dim"))
         vertical = self.param("vertical", init, shape, self.param_dtype)
         horizontal = self.param("horizontal", init, shape, self.param_dtype)
-        # Rows of tables are looked up for pairs of rows and of columns alone: for all pairs of
-        # tokens a CPU would take longer than for the rest of a block.
-        down, across = (table[_distances(n, self.reach)] for table, n in
-                        zip((vertical, horizontal), grid, strict=True))  # fmt: skip
+        # Looked up by direction and then added: to scatter the gradients of all pairs of tokens
+        # into the tables takes a CPU longer than the rest of a block.
+        down = vertical[relative_rows(grid[0], self.reach)]
+        across = horizontal[relative_rows(grid[1], self.reach)]
+        count = grid[0] * grid[1]
         patches = down[:, None, :, None] + across[None, :, None, :]
-        patches = patches.reshape(grid[0] * grid[1], -1, self.head_dim)
-        token = np.pad(np.zeros((len(patches),) * 2), ((1, 0), (1, 0)), constant_values=1)
-        token = token[..., None].astype(patches.dtype) * (vertical[0] + horizontal[0])
-        return token + jnp.pad(patches, ((1, 0), (1, 0), (0, 0)))
+        patches = patches.reshape(count, count, self.head_dim)
+        token = vertical[0] + horizontal[0]
+        vectors = jnp.broadcast_to(token, (1 + count, 1 + count, self.head_dim))
+        return vectors.at[1:, 1:].set(patches)
 
 
 class Attention(nn.Module):

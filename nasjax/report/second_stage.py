@@ -237,7 +237,7 @@ def searchers_plot(curves: Mapping[str, np.ndarray]) -> str:
             numbers = np.arange(1, regrets.shape[1] + 1)
             mean, error = regrets.mean(0), regrets.std(0) / len(regrets) ** 0.5
             axes.plot(numbers, mean, color=colour, linewidth=1.9)
-            band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+            band: dict[str, Any] = {"color": colour, "alpha": 0.2, "linewidth": 0}
             axes.fill_between(numbers, mean - error, mean + error, **band)
             handles.append(Line2D([], [], color=colour, linewidth=1.9, label=name))
         heading(axes, "Regret of the best so far", handles, width)

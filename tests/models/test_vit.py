@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from nasjax.models import vit
-from nasjax.models.vit import Attention, VisionTransformer, relative_index
+from nasjax.models.vit import Attention, RelativePosition, VisionTransformer
 
 SMALL: dict[str, Any] = {
     "num_classes": 5,
@@ -42,16 +42,25 @@ def shapes(model: nn.Module, x: Any) -> Any:
 IMAGES = draw(3, 4, 6, 2, seed=5)
 
 
-def test_relative_index_by_hand() -> None:
+def rows_read(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the vertical and of the horizontal table that each pair of tokens reads."""
+    rows = np.arange(2.0 * reach + 2)[:, None]
+    tables = {"vertical": rows, "horizontal": 100 * rows}
+    module = RelativePosition(head_dim=1, reach=reach)
+    sums = np.asarray(module.apply({"params": tables}, grid))[..., 0]
+    return np.mod(sums, 100), sums // 100
+
+
+def test_rows_of_relative_positions_by_hand() -> None:
     # Tokens: the class token, then the patches 0 1 2 of the first row and 3 4 5 of the second.
-    down, across = relative_index((2, 3), reach=1)
+    down, across = rows_read((2, 3), reach=1)
     near = [[0] * 7, *[[0, 2, 2, 2, 3, 3, 3]] * 3, *[[0, 1, 1, 1, 2, 2, 2]] * 3]
     np.testing.assert_array_equal(down, near)
     row = [[2, 3, 3], [1, 2, 3], [1, 1, 2]]  # from column 0, 1, 2; two columns away counts as one
     np.testing.assert_array_equal(across, [[0] * 7, *[[0, *r, *r] for r in row * 2]])
     far = [[15, 16, 17], [14, 15, 16], [13, 14, 15]]
-    np.testing.assert_array_equal(relative_index((1, 3), reach=14)[1][1:, 1:], far)
-    np.testing.assert_array_equal(relative_index((3, 1), reach=14)[0][1:, 1:], far)
+    np.testing.assert_array_equal(rows_read((1, 3), reach=14)[1][1:, 1:], far)
+    np.testing.assert_array_equal(rows_read((3, 1), reach=14)[0][1:, 1:], far)
 
 
 def test_relative_positions_are_added_to_keys_and_values() -> None:
@@ -65,7 +74,7 @@ def test_relative_positions_are_added_to_keys_and_values() -> None:
     qkv = np.einsum("bne,ejw->bnjw", x, p["qkv"]["kernel"]) + p["qkv"]["bias"].reshape(3, 8)
     q, k, v = (qkv[:, :, i].reshape(3, 7, 2, 4) for i in range(3))
     mixed = np.zeros((3, 7, 2, 4))
-    down, across = relative_index((2, 3), 1)
+    down, across = (rows.astype(int) for rows in rows_read((2, 3), 1))
     tables = [
         p[n]["vertical"][down] + p[n]["horizontal"][across]
         for n in ("relative_key", "relative_value")
