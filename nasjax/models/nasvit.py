@@ -200,8 +200,11 @@ class NASViT(nn.Module):
                 return TransformerBlock(stage.layer, axes.transformer, *init, self.dtype, name=name)
             return InvertedResidual(stage.layer, axes.block, self.weighed, self.dtype, name=name)
 
+        # On a CPU, XLA runs convolutions in loops and conditionals many times slower.
+        flat = jax.default_backend() == "cpu"
+
         def step(layer: Any, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            if train or self.is_initializing():
+            if train or flat or self.is_initializing():
                 return layer(x, train), None
             # In the evaluation of a sub-network, layers beyond its depth are skipped.
             there = jnp.any(jnp.stack([jnp.any(array != 0) for array in layer.written()]))
@@ -217,6 +220,7 @@ class NASViT(nn.Module):
             variable_axes={"params": 0, "active": 0, "batch_stats": 0},
             split_rngs={"params": True},
             length=stage.layers,
+            unroll=stage.layers if flat else 1,
             metadata_params={nn.PARTITION_NAME: stage.name},
         )
         return scan(layer(stage.name), x, None)[0]

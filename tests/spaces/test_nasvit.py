@@ -124,7 +124,7 @@ def test_a_one_hot_super_network_is_the_extracted_network(name: str) -> None:
     """At every resolution and number of windows, with statistics calibrated for it."""
     net, outputs = program(name).net, []
     options = [net.space.choice(choice).options for choice in net.space.static]
-    for seed, static in enumerate(zip(*options, strict=True)):
+    for seed, static in enumerate(list(zip(*options, strict=True)) * 4):
         drawn = architecture.sample(net.space, jax.random.key(seed))
         arch = {**drawn, **dict(zip(net.space.static, static, strict=True))}
         logits, statistics = program(name).calibrated(arch)
@@ -140,8 +140,21 @@ def test_a_one_hot_super_network_is_the_extracted_network(name: str) -> None:
             *map(jax.tree.leaves, (alone[STATISTICS], calibration)), strict=True
         ):
             assert_same(ours, theirs)
-    assert len(program(name).programs) == len(outputs)
+    assert len(program(name).programs) == len(outputs) / 4
     assert np.std(np.stack(outputs), axis=0).min() > 1e-3  # architectures do differ
+
+
+def test_loops_compute_what_unrolled_layers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator layers run in a loop, which skips those beyond the depth in evaluation."""
+    net = program("nasvit").net
+    arch = {**architecture.largest(net.space), "mb1_depth": 1, "mb2_depth": 2}
+    unrolled, statistics = program("nasvit").calibrated(arch)
+    given = {**program("nasvit").weights, STATISTICS: statistics}
+    mixed = program("nasvit").superpose(given, one_hot(net.space, arch))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    apply = functools.partial(net.maximal(arch).apply, {**mixed, STATISTICS: statistics})
+    assert "cond[" in str(jax.make_jaxpr(apply)(IMAGES[0]))
+    assert_same(jit(apply)(IMAGES[0]), unrolled)
 
 
 @pytest.mark.parametrize("name", SPACES)
