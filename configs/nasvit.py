@@ -30,8 +30,8 @@ Published (ImageNet, smallest and largest): baseline 76.6 / 82.2, weak 77.4 / 82
 82.6, projection 78.1 / 82.9, supernet 77.9 / 83.0; conflicts 34%, 30%, 29%, 0%, 0%.
 Measured by us, digits on two cores, 600 steps, three seeds, smallest / largest: baseline 76.1 /
 89.2, weak 87.1 / 94.2, scaling 83.8 / 94.0, projection 84.5 / 93.3, supernet 90.0 / 95.7; see
-docs/conflict.md. A whole run (seed 0, 4 and a half minutes): inherited weights, found 92.8% with 0.87M
-multiply-adds, largest 93.1%, random 81.7%. The others not yet.
+docs/conflict.md. A whole run (seed 0, 4 and a half minutes), inherited weights: found 92.8% with
+0.87M multiply-adds, largest 93.1%, random 81.7%. The others not yet.
 """
 
 from typing import Any
