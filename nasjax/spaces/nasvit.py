@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasjax.core.architecture import Arch
-from nasjax.core.errors import SpaceError
+from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.supernet import Supernet
 from nasjax.spaces.hybrid import Hybrid, Stage
 
@@ -208,6 +208,13 @@ def _stage(stage: Stage | Mapping[str, Any]) -> Stage:
     """A row of the table; configuration files write it as a mapping."""
     if isinstance(stage, Stage):
         return stage
+    known = {field.name for field in dataclasses.fields(Stage)}
+    for name in stage:
+        if name not in known:
+            raise SpaceError(f"a stage has no field {name!r}; {did_you_mean(name, known)}")
+    for name in ("name", "width", "depth"):
+        if name not in stage:
+            raise SpaceError(f"the stage {dict(stage)} lacks its {name}; give it.")
     row: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in stage.items()}
     return Stage(**row)
 

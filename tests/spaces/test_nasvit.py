@@ -327,6 +327,8 @@ def test_the_published_spaces() -> None:
         ({"scaling": "layer"}, "scaling='layer' is unknown; depth, width, none or None"),
         ({"stages": ()}, "the stages are called \\[\\]; one at least"),
         ({"stages": (STAGES[0], STAGES[0])}, "each by a name of its own"),
+        ({"stages": ({"widht": (8,)},)}, "no field 'widht'; did you mean 'width'"),
+        ({"stages": ({"name": "a", "width": (8,)},)}, "lacks its depth; give it"),
         ({"first": ()}, "first_width has the options \\(\\); one at least"),
         ({"last": (0, 8)}, "numbers from 1 were expected"),
         ({"resolutions": None}, "neither a resolution nor an image_size"),
