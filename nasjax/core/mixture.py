@@ -43,12 +43,14 @@ def one_hot(space: SearchSpace, arch: Arch) -> dict[str, jax.Array]:
     Raises:
       ArchitectureError: if ``arch`` does not lie in ``space``.
     """
-    vector = architecture.encode(space, arch)
-    return one_hot_vector(space, np.maximum(vector, 0))
+    return one_hot_vector(space, architecture.encode(space, arch))
 
 
 def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
-    """The mixture of an encoded architecture; ``vector (..., genes)`` may be traced."""
+    """The mixture of an encoded architecture; ``vector (..., genes)`` may be traced.
+
+    Rows of layers that do not exist, -1 in the vector, take the first option.
+    """
     index = {gene: i for i, gene in enumerate(architecture.genes(space))}
     mixture = {}
     for name, shape in shapes(space).items():
@@ -57,7 +59,7 @@ def one_hot_vector(space: SearchSpace, vector: Any) -> dict[str, jax.Array]:
             if len(shape) == 1
             else [index[name, layer] for layer in range(shape[0])]
         )
-        chosen = jnp.asarray(vector)[..., jnp.asarray(rows)]
+        chosen = jnp.maximum(jnp.asarray(vector)[..., jnp.asarray(rows)], 0)
         hot = jax.nn.one_hot(chosen, shape[-1], dtype=jnp.float32)
         mixture[name] = hot[..., 0, :] if len(shape) == 1 else hot
     return mixture

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from nasjax.core.architecture import Arch
 from nasjax.core.names import Tree
 from nasjax.core.supernet import Supernet
-from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout
-from nasjax.interop.tables import Entry, NameTable, canonical, export_tensors, listed
+from nasjax.interop.tables import Entry, NameTable, export_tensors, read_network
 
 _VECTOR, _LINEAR = "n -> n", "out in -> in out"
 _CONV = "out in row column -> row column in out"
@@ -99,38 +97,7 @@ def import_weights(
     if arch is not None:
         arch = supernet.architecture(arch)
         shapes = _extracted(supernet, arch)
-    flat, used = {}, set()
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
-        scanned, layer, stacked = canonical(path, supernet.space.stacks)
-        layers = range(leaf.shape[0]) if scanned else (layer,)
-        parts = []
-        for i in layers:
-            shape = leaf.shape[1:] if scanned else leaf.shape
-            entry = table.entry(stacked)
-            name = entry.names[0].format(i)
-            if name not in state_dict:
-                raise WeightsError(
-                    f"the weights lack {name!r}, which the network has; they hold "
-                    f"{listed(state_dict)}."
-                )
-            tensor = np.asarray(state_dict[name])
-            sizes = entry.layout.stored(tensor.shape, shape)
-            if sizes is None:
-                raise WeightsError(
-                    f"tensor {name!r} has shape {tensor.shape}, but {'/'.join(path)} needs "
-                    f"{entry.layout.shape(shape)}; give the architecture of the weights."
-                )
-            used.add(name)
-            parts.append(entry.layout.read(tensor, sizes))
-        value = np.stack(parts) if scanned else parts[0]
-        flat[path] = np.ascontiguousarray(value, dtype=leaf.dtype)
-    foreign = [name for name in state_dict if name not in used]
-    if foreign and strict:
-        raise WeightsError(
-            f"the weights hold {listed(foreign)}, for which the network has no place: give the "
-            "architecture of the weights, or pass strict=False to leave these tensors out."
-        )
-    return traverse_util.unflatten_dict(flat)
+    return read_network(table, state_dict, shapes, supernet.space.stacks, strict)
 
 
 def export_weights(variables: Tree, supernet: Supernet) -> dict[str, np.ndarray]:

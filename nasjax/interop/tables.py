@@ -128,6 +128,57 @@ def export_tensors(
     return tensors
 
 
+def read_network(
+    table: NameTable,
+    state_dict: Mapping[str, np.ndarray],
+    shapes: Tree,
+    stacks: tuple[str, ...],
+    strict: bool,
+) -> dict[str, dict]:
+    """Variables of a network on its own, of exactly the sizes of its tensors.
+
+    Args:
+      table: names and layouts of the tensors.
+      state_dict: tensors by their PyTorch names.
+      shapes: of the network's variables, whose layers may be scanned.
+      stacks: of its space.
+      strict: whether a tensor that the network has no place for is an error.
+
+    Raises:
+      WeightsError: if tensors are missing, have a shape that does not fit, or have no place.
+    """
+    flat, used = {}, set()
+    for path, leaf in traverse_util.flatten_dict(dict(shapes)).items():
+        scanned, layer, stacked = canonical(path, stacks)
+        entry, parts = table.entry(stacked), []
+        shape = leaf.shape[1:] if scanned else leaf.shape
+        for i in range(leaf.shape[0]) if scanned else (layer,):
+            name = entry.names[0].format(i)
+            if name not in state_dict:
+                raise WeightsError(
+                    f"the weights lack {name!r}, which the network has; they hold "
+                    f"{listed(state_dict)}."
+                )
+            tensor = np.asarray(state_dict[name])
+            sizes = entry.layout.stored(tensor.shape, shape)
+            if sizes is None:
+                raise WeightsError(
+                    f"tensor {name!r} has shape {tensor.shape}, but {'/'.join(path)} needs "
+                    f"{entry.layout.shape(shape)}; give the architecture of the weights."
+                )
+            used.add(name)
+            parts.append(entry.layout.read(tensor, sizes))
+        value = np.stack(parts) if scanned else parts[0]
+        flat[path] = np.ascontiguousarray(value, dtype=leaf.dtype)
+    foreign = [name for name in state_dict if name not in used]
+    if foreign and strict:
+        raise WeightsError(
+            f"the weights hold {listed(foreign)}, for which the network has no place: give the "
+            "architecture of the weights, or pass strict=False to leave these tensors out."
+        )
+    return traverse_util.unflatten_dict(flat)
+
+
 def canonical(
     path: tuple[str, ...], stacks: tuple[str, ...]
 ) -> tuple[bool, int | None, tuple[str, ...]]:

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from nasjax.core.architecture import Arch
 from nasjax.core.names import Tree
@@ -25,10 +24,9 @@ from nasjax.interop.layout import Layout
 from nasjax.interop.tables import (
     Entry,
     NameTable,
-    canonical,
     export_tensors,
     import_tensors,
-    listed,
+    read_network,
 )
 from nasjax.models.vitas import ViTAS
 
@@ -113,32 +111,7 @@ def import_weights(
         state_dict = _unpack(state_dict)
     example = jax.ShapeDtypeStruct((1, *supernet.input_shape), jnp.float32)
     shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
-    flat, used = {}, set()
-    for path, leaf in traverse_util.flatten_dict({"params": shapes}).items():
-        _, layer, stacked = canonical(path, supernet.space.stacks)
-        entry = table.entry(stacked)
-        name = entry.names[0].format(layer)
-        if name not in state_dict:
-            raise WeightsError(
-                f"the weights lack {name!r}, which the network has; they hold {listed(state_dict)}."
-            )
-        used.add(name)
-        tensor = np.asarray(state_dict[name])
-        sizes = entry.layout.stored(tensor.shape, leaf.shape)
-        if sizes is None:
-            raise WeightsError(
-                f"tensor {name!r} has shape {tensor.shape}, but {'/'.join(path)} needs "
-                f"{entry.layout.shape(leaf.shape)}; give the architecture of the weights."
-            )
-        value = entry.layout.read(tensor, sizes)
-        flat[path] = np.ascontiguousarray(value, dtype=leaf.dtype)
-    foreign = [name for name in state_dict if name not in used]
-    if foreign and strict:
-        raise WeightsError(
-            f"the weights hold {listed(foreign)}, for which the network has no place: give the "
-            "architecture of the weights, or pass strict=False to leave these tensors out."
-        )
-    return traverse_util.unflatten_dict(flat)
+    return read_network(table, state_dict, {"params": shapes}, supernet.space.stacks, strict)
 
 
 def export_weights(

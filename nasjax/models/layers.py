@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +60,14 @@ def ask(
             module.variable("active", name, named(ones, axes))
         return None
     return module.get_variable("active", name)
+
+
+def writes(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Whether a layer adds anything: any entry of the ``arrays`` that make its output is not zero.
+
+    It does not where it is beyond the depth of a sub-network at maximal shapes.
+    """
+    return jnp.any(jnp.stack([jnp.any(array != 0) for array in arrays]))
 
 
 class Linear(nn.Module):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from nasjax.core.precision import at_least_float32
 from nasjax.models.convolution import Conv
 from nasjax.models.inverted_residual import BlockAxes, BlockSizes, ConvNorm, InvertedResidual
-from nasjax.models.layers import Dtype, dense
+from nasjax.models.layers import Dtype, dense, writes
 from nasjax.models.talking_attention import (
     TransformerAxes,
     TransformerBlock,
@@ -207,7 +207,7 @@ class NASViT(nn.Module):
             if train or flat or self.is_initializing():
                 return layer(x, train), None
             # In the evaluation of a sub-network, layers beyond its depth are skipped.
-            there = jnp.any(jnp.stack([jnp.any(array != 0) for array in layer.written()]))
+            there = writes(layer.written())
             return nn.cond(there, lambda layer, x: layer(x, False), lambda _, x: x, layer, x), None
 
         if not self.weighed or not stage.layers:

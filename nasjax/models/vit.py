@@ -32,6 +32,7 @@ from nasjax.models.layers import (
     named,
     per_layer,
     truncated_normal,
+    writes,
 )
 
 
@@ -71,8 +72,8 @@ class RelativePosition(nn.Module):
         init = named(truncated_normal, (None, "head_dim"))
         vertical = self.param("vertical", init, shape, self.param_dtype)
         horizontal = self.param("horizontal", init, shape, self.param_dtype)
-        # Looked up by direction and then added: to scatter the gradients of all pairs of tokens
-        # into the tables takes a CPU longer than the rest of a block.
+        # Looked up by direction and then added, so that the gradient is summed before it is
+        # scattered into the tables, and not scattered from all pairs of tokens.
         down = vertical[relative_rows(grid[0], self.reach)]
         across = horizontal[relative_rows(grid[1], self.reach)]
         count = grid[0] * grid[1]
@@ -185,8 +186,7 @@ class Block(nn.Module):
         if not self.optional or self.is_initializing() or asked:
             return whole(self, x), None
         params: Any = self.variables["params"]
-        written = jax.tree.leaves((params["attention"]["proj"], params["fc2"]))
-        there = jnp.any(jnp.stack([jnp.any(array != 0) for array in written]))
+        there = writes(jax.tree.leaves((params["attention"]["proj"], params["fc2"])))
         return nn.cond(there, whole, lambda block, x: x, self, x), None
 
     def _transform(

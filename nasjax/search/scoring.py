@@ -35,7 +35,7 @@ class Scorer:
       batch: images, and labels where a proxy needs them, as the networks get them.
       mesh: the devices [the first one alone].
       chunk: architectures that a device scores at once, by ``vmap``; halved where memory does not
-        suffice. None for 1 on a CPU, which gains nothing by more, and 32 elsewhere.
+        suffice. None for 1 on a CPU and 32 elsewhere.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Scorer:
         if isinstance(proxy, Count):  # exact, and no work for a device
             return [proxy(supernet, None, arch, {})[0] for arch in archs]
         size = self.chunk * self._mesh.shape["data"]
-        codes = [np.maximum(architecture.encode(supernet.space, arch), 0) for arch in archs]
+        codes = [architecture.encode(supernet.space, arch) for arch in archs]
         vectors = np.stack(codes + [codes[-1]] * (size - len(codes)))
         place = NamedSharding(self._mesh, PartitionSpec("data"))
         program = self._program(name, archs[0])

@@ -126,7 +126,9 @@ def nasvit(
     """
     return _table(
         "nasvit",
-        stages=stages,
+        STAGES,
+        {},
+        stages,
         first=first,
         last=last,
         resolutions=resolutions,
@@ -134,13 +136,39 @@ def nasvit(
         num_classes=num_classes,
         channels=channels,
         scaling=scaling,
-        transformer={"position_side": position_side},
-        fields=fields,
+        position_side=position_side,
+        **fields,
     )
 
 
 def nasvit_paper(
     stages: Sequence[Stage | Mapping[str, Any]] = PAPER_STAGES,
+    *,
+    scaling: str | None = "width",
+    **options: Any,
+) -> Supernet:
+    """The super-network of the space that the paper prints: Table 1 and Appendix B.
+
+    Attention within 4 windows changes the shapes of the attention maps, so the number of windows is
+    a static choice beside the resolution.
+
+    Args:
+      stages: the table, as of :func:`nasvit`.
+      scaling: what switches the scaling of a transformer's outputs.
+      **options: further arguments of :func:`nasvit`.
+
+    Raises:
+      SpaceError: if the table contradicts itself.
+    """
+    form = {"factor": None, "mlp_conv": True, "swish_first": False}
+    return _table("nasvit_paper", PAPER_STAGES, form, stages, scaling=scaling, **options)
+
+
+def _table(
+    name: str,
+    standard: Sequence[Stage],
+    form: Mapping[str, Any],
+    stages: Sequence[Stage | Mapping[str, Any]],
     *,
     first: Sequence[int] = FIRST,
     last: Sequence[int] = LAST,
@@ -148,46 +176,11 @@ def nasvit_paper(
     image_size: int | tuple[int, int] | None = None,
     num_classes: int = 1000,
     channels: int = 3,
-    scaling: str | None = "width",
+    scaling: str | None = None,
     position_side: int = 18,
     **fields: Any,
 ) -> Supernet:
-    """The super-network of the space that the paper prints: Table 1 and Appendix B.
-
-    Attention within 4 windows changes the shapes of the attention maps, so the number of windows is
-    a static choice beside the resolution. The arguments are those of :func:`nasvit`.
-    """
-    return _table(
-        "nasvit_paper",
-        stages=stages,
-        first=first,
-        last=last,
-        resolutions=resolutions,
-        image_size=image_size,
-        num_classes=num_classes,
-        channels=channels,
-        scaling=scaling,
-        transformer={
-            "position_side": position_side,
-            "factor": None,
-            "mlp_conv": True,
-            "swish_first": False,
-        },
-        fields=fields,
-    )
-
-
-def _table(
-    name: str,
-    *,
-    stages: Sequence[Stage | Mapping[str, Any]],
-    first: Sequence[int],
-    last: Sequence[int],
-    resolutions: Sequence[int] | None,
-    image_size: int | tuple[int, int] | None,
-    fields: Mapping[str, Any],
-    **rest: Any,
-) -> Supernet:
+    """The super-network of a table; ``form`` is that of its transformers."""
     if image_size is None:
         if not resolutions:
             raise SpaceError("images have neither a resolution nor an image_size; give one.")
@@ -197,9 +190,11 @@ def _table(
         *sizes,
         resolutions=tuple(resolutions) if resolutions else None,
         image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-        **rest,
+        num_classes=num_classes,
+        channels=channels,
+        scaling=scaling,
+        transformer={"position_side": position_side, **form},
     )
-    standard = {"nasvit": STAGES, "nasvit_paper": PAPER_STAGES}[name]
     known = sizes == (standard, FIRST, LAST) and table.resolutions == RESOLUTIONS
     return table.supernet(name, _published(table) if known else {}, fields)
 

@@ -65,7 +65,7 @@ class Alone:
     def accuracy(self, arch: Arch, key: jax.Array) -> float:
         """Test accuracy of ``arch`` trained from scratch, everything drawn from ``key``."""
         net = self._supernet
-        vector = np.maximum(architecture.encode(net.space, arch), 0)
+        vector = architecture.encode(net.space, arch)
         weights = self.initial(arch, stream(key, "init"))
         return float(self._run(weights, jnp.asarray(vector), stream(key, "train")))
 

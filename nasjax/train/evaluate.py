@@ -138,7 +138,7 @@ class Evaluator:
     ) -> np.ndarray:
         """Accuracies of at most a chunk of architectures with equal static options."""
         evaluate, calibrate = self._program(supernet, archs[0])
-        codes = [np.maximum(architecture.encode(supernet.space, arch), 0) for arch in archs]
+        codes = [architecture.encode(supernet.space, arch) for arch in archs]
         filled = codes + [codes[-1]] * (self.chunk - len(codes))
         place = sharding.replicated(self._session.mesh)
         vectors = jax.device_put(np.stack(filled), place)

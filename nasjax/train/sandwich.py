@@ -140,7 +140,7 @@ def sandwich_step(
         target = labels if teacher is None else teacher.target(variables, images, batch)
 
         def run(module: nn.Module, weights: Any, path: jax.Array, number: Any) -> jax.Array:
-            mixture = mixtures.one_hot_vector(supernet.space, jnp.maximum(path, 0))
+            mixture = mixtures.one_hot_vector(supernet.space, path)
             given = supernet.superpose({"params": weights}, mixture)
             rngs = {"dropout": jax.random.fold_in(chance, number)}
             logits: Any

@@ -187,7 +187,7 @@ def one_shot_step(
         def loss(weights: Any, path: jax.Array) -> Any:
             logits: Any = 0.0
             for side in sides:
-                mixture = mixtures.one_hot_vector(side.space, jnp.maximum(path, 0))
+                mixture = mixtures.one_hot_vector(side.space, path)
                 given = {**side.superpose({"params": weights}, mixture), **side.empty_statistics}
                 output: Any
                 output, _ = module.apply(given, images, train=True, rngs=rngs, mutable=[STATISTICS])

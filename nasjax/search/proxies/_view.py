@@ -113,11 +113,7 @@ class View:
         return {leaf.path: flat[leaf.path] for leaf in self.kernels}
 
     def with_kernels(self, used: Any, kernels: Flat) -> Any:
-        """``used`` with other kernels, of which gradients can then be taken alone.
-
-        Those of relative positions are scattered into their tables, which takes a CPU longer than
-        all the rest.
-        """
+        """``used`` with other kernels, of which gradients can then be taken alone."""
         flat = traverse_util.flatten_dict({"params": dict(used)})
         return traverse_util.unflatten_dict({**flat, **kernels})["params"]
 
