@@ -14,7 +14,7 @@ from nasjax import recipes
 
 def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
-    augmentation = {"shift": 1, "label_smoothing": 0.1}
+    training = recipes.digits_recipe()
     return ConfigDict(
         {
             "seed": 0,
@@ -27,34 +27,10 @@ def get_config() -> ConfigDict:
                 **recipes.two_stage(""),
                 "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
                 "alphas": {"learning_rate": 1e-2},
-                "recipe": {
-                    "epochs": 90.0,
-                    "batch_size": 64,
-                    "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
-                    "warmup_epochs": 5.0,
-                    "augmentation": augmentation,
-                    "log_every": 50,
-                    "save_every": 500,
-                },
+                "recipe": training,
             },
-            "finetune": {
-                "epochs": 30.0,
-                "batch_size": 64,
-                "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
-                "warmup_epochs": 3.0,
-                "augmentation": augmentation,
-                "log_every": 50,
-                "save_every": 500,
-            },
-            "retrain": {
-                "epochs": 90.0,
-                "batch_size": 64,
-                "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
-                "warmup_epochs": 5.0,
-                "augmentation": augmentation,
-                "log_every": 50,
-                "save_every": 500,
-            },
+            "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
+            "retrain": training,
             "compare": {
                 "batch_size": 360,
                 "samples": 20,

@@ -83,15 +83,7 @@ def _search(training: dict[str, Any], limit: float, evaluations: int) -> dict[st
 
 
 def _digits() -> dict[str, Any]:
-    training = {
-        "epochs": 90.0,
-        "batch_size": 64,
-        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
-        "warmup_epochs": 5.0,
-        "augmentation": {"shift": 1, "label_smoothing": 0.1},
-        "log_every": 50,
-        "save_every": 500,
-    }
+    training = recipes.digits_recipe()
     return {
         "seed": 0,
         "space": {"name": "quickstart"},

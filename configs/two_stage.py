@@ -28,17 +28,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     large = recipes.choose(data, {"digits": False, "cifar10": True})
     if large:
         return ConfigDict(_cifar10())
-    augmentation = {"shift": 1, "label_smoothing": 0.1}
-    optimizer = {"learning_rate": 3e-3, "weight_decay": 0.1}
-    training = {
-        "epochs": 90.0,
-        "batch_size": 64,
-        "optimizer": optimizer,
-        "warmup_epochs": 5.0,
-        "augmentation": augmentation,
-        "log_every": 50,
-        "save_every": 500,
-    }
+    training = recipes.digits_recipe()
     search = {
         "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
         "weights_fraction": 0.5,

@@ -92,15 +92,7 @@ def _shrink(config: dict[str, Any]) -> None:
         "init_std": None,
     }
     config["data"] = {"name": "digits"}
-    training = {
-        "epochs": 90.0,
-        "batch_size": 64,
-        "optimizer": {"learning_rate": 3e-3, "weight_decay": 0.1},
-        "warmup_epochs": 5.0,
-        "augmentation": {"shift": 1, "label_smoothing": 0.1},
-        "log_every": 50,
-        "save_every": 500,
-    }
+    training = recipes.digits_recipe()
     search = config["search"]
     search["recipe"] = training
     search["sampler"]["target"] = 1.5e5
