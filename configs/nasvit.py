@@ -6,8 +6,8 @@
     python launch/benchmark.py conflict --workdir runs/conflict
 
 The argument is DATA or DATA,RECIPE. DATA is ``imagenet`` (the released space at 192 to 288 pixels),
-``cifar100`` (32 pixels), ``flowers`` (64 pixels: an npz file of yours, --config.data.name=npz:PATH)
-or ``digits``, minutes on two cores. RECIPE is a column of the paper's Table 7, each on top of the
+``cifar100`` (32 pixels), ``flowers`` (64 pixels: an npz file of yours, --config.data.name=npz:PATH),
+``cifar10_small`` (12,500 images at 16 pixels) or ``digits``, minutes on two cores. RECIPE is a column of the paper's Table 7, each on top of the
 one before but for the last one:
 
 ``baseline``    strong augmentation and weight decay, gradients added up, no scaling layers
@@ -48,7 +48,13 @@ def get_config(argument: str = "imagenet") -> ConfigDict:
     """The whole run; ``argument`` is DATA or DATA,RECIPE."""
     data, _, recipe = argument.partition(",")
     recipe = recipes.choose(recipe or "projection", {name: name for name in RECIPES})
-    makers = {"imagenet": _imagenet, "cifar100": _cifar100, "flowers": _flowers, "digits": _digits}
+    makers = {
+        "imagenet": _imagenet,
+        "cifar100": _cifar100,
+        "flowers": _flowers,
+        "cifar10_small": _cifar10_small,
+        "digits": _digits,
+    }
     config = recipes.choose(data, makers)()
     _follow(config, recipe)
     return ConfigDict(config)
@@ -200,4 +206,16 @@ def _digits() -> dict[str, Any]:
     config["search"]["searcher"] |= {"population": 50, "evaluations": 200}
     config["search"]["probes"]["every"] = 100
     config["compare"]["batch_size"] = 360
+    return config
+
+
+def _cifar10_small() -> dict[str, Any]:
+    """A part of CIFAR-10 at half its size, for the ablations: the space of the digits."""
+    config = _digits()
+    config["space"] |= {"image_size": 32, "channels": 3}
+    config["data"] = {"name": "tfds:cifar10", "data_dir": "", "train_examples": 12_500}
+    training = config["search"]["recipe"]
+    training |= {"epochs": 16.0, "warmup_epochs": 1.0, "log_every": 50}
+    training["augmentation"] |= {"flip": True, "shift": 4}
+    config["search"]["weights_fraction"] = 0.8
     return config

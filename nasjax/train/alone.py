@@ -2,7 +2,7 @@
 
 A network of its own is trained as the sub-network that it is of a super-network: what it has no
 part of is masked, and so gets no gradient. Its weights are drawn as those of the extracted network,
-which makes the two the same training.
+which makes the two the same training, but for the draws of dropout.
 """
 
 from __future__ import annotations
@@ -64,10 +64,17 @@ class Alone:
 
     def accuracy(self, arch: Arch, key: jax.Array) -> float:
         """Test accuracy of ``arch`` trained from scratch, everything drawn from ``key``."""
-        net = self._supernet
-        vector = architecture.encode(net.space, arch)
+        return self.train(arch, key)[1]
+
+    def train(self, arch: Arch, key: jax.Array) -> tuple[Any, float]:
+        """Weights of ``arch`` trained from scratch, in maximal arrays, and its test accuracy.
+
+        `Supernet.extract` makes those of the network by itself of them.
+        """
+        vector = architecture.encode(self._supernet.space, arch)
         weights = self.initial(arch, stream(key, "init"))
-        return float(self._run(weights, jnp.asarray(vector), stream(key, "train")))
+        weights, accuracy = self._run(weights, jnp.asarray(vector), stream(key, "train"))
+        return {"params": weights}, float(accuracy)
 
     def initial(self, arch: Arch, key: jax.Array) -> Any:
         """Maximal weights that hold those drawn for ``arch`` alone, and zeros elsewhere."""
@@ -89,8 +96,8 @@ class Alone:
 
 def _program(
     supernet: Supernet, dataset: data.Dataset, recipe: phases.Recipe
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """``(weights, encoded architecture, key) -> test accuracy``, all training steps inside."""
+) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]:
+    """``(weights, encoded architecture, key) -> (weights, test accuracy)``, all steps inside."""
     source: Any = dataset.train
     images, labels = jnp.asarray(source.images), jnp.asarray(source.labels)
     per_epoch = len(source) // recipe.batch_size
@@ -137,7 +144,11 @@ def _program(
             correct = correct + jnp.sum(right * batch["weight"])
         return correct / len(dataset.test)
 
-    return lambda weights, vector, key: test(train(weights, vector, key), vector)
+    def run(weights: Any, vector: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
+        trained = train(weights, vector, key)
+        return trained, test(trained, vector)
+
+    return run
 
 
 def _sized(images: jax.Array, recipe: phases.Recipe) -> jax.Array:
