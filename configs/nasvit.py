@@ -5,10 +5,11 @@
     python launch/search.py --config configs/nasvit.py:digits --workdir runs/nasvit_digits
     python launch/benchmark.py conflict --workdir runs/conflict
 
-The argument is DATA or DATA,RECIPE. DATA is ``imagenet`` (the released space at 192 to 288 pixels),
-``cifar100`` (32 pixels), ``flowers`` (64 pixels: an npz file of yours, --config.data.name=npz:PATH),
-``cifar10_small`` (12,500 images at 16 pixels) or ``digits``, minutes on two cores. RECIPE is a column of the paper's Table 7, each on top of the
-one before but for the last one:
+The argument is DATA or DATA,RECIPE. DATA is ``imagenet`` (the released space at 192 to 288
+pixels), ``cifar100`` (32 pixels), ``flowers`` (64 pixels: an npz file of yours,
+--config.data.name=npz:PATH), ``cifar10_small`` (12,500 images at 16 pixels) or ``digits``, minutes
+on two cores. RECIPE is a column of the paper's Table 7, each on top of the one before but for the
+last one:
 
 ``baseline``    strong augmentation and weight decay, gradients added up, no scaling layers
 ``weak``        RandAugment of one operation of magnitude 1, no weight decay
