@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,13 @@ class Term:
     """``times`` the product of the lengths of ``axes``, in every layer of ``stack`` that exists.
 
     Attributes:
-      times: a constant factor.
+      times: a constant factor; a fraction where lengths divide by another, to stay exact.
       axes: names of axes of the space; an axis that occurs twice is squared.
       stack: the stack in each of whose layers the cost arises; None for once in the network.
       layer: a single layer of the stack, where not all.
     """
 
-    times: float
+    times: float | Fraction
     axes: tuple[str, ...] = ()
     stack: str | None = None
     layer: int | None = None
@@ -57,7 +58,7 @@ def exact(space: SearchSpace, terms: Iterable[Term], arch: Arch) -> int | float:
     It follows from the lengths alone, so ``arch`` may hold values that are no options of the
     space; published architectures do.
     """
-    total: int | float = 0
+    total: float | Fraction = 0
     for term in terms:
         layers: Sequence[int | None] = (None,)
         if term.stack is not None:
@@ -68,7 +69,7 @@ def exact(space: SearchSpace, terms: Iterable[Term], arch: Arch) -> int | float:
             for axis in term.axes:
                 product *= architecture.axis_length(space, axis, arch, layer)
             total += product
-    return int(total) if float(total).is_integer() else total
+    return int(total) if float(total).is_integer() else float(total)
 
 
 def bounds(space: SearchSpace, terms: Sequence[Term]) -> tuple[int | float, int | float]:
@@ -103,5 +104,5 @@ def expected(space: SearchSpace, terms: Iterable[Term], mixture: Mixture) -> jax
     total = jnp.zeros((), jnp.float32)
     for term in terms:
         leaf = Leaf((), (), (), term.stack, term.layer)
-        total = total + term.times * expected_product(space, mixture, leaf, term.axes)
+        total = total + float(term.times) * expected_product(space, mixture, leaf, term.axes)
     return total

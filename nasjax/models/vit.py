@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.linalg import block_diag
 
 from nasjax.core.precision import at_least_float32
 from nasjax.models.layers import (
@@ -52,8 +53,23 @@ def relative_rows(places: int, reach: int) -> np.ndarray:
     return np.clip(at[None, :] - at[:, None], -reach, reach) + reach + 1
 
 
+def token_places(grid: tuple[int, int]) -> np.ndarray:
+    """Where each token is: ``(tokens, 2 + rows + columns)`` of zeros and ones.
+
+    Ones are at 0 for the class token; at 1, at its row and at its column for a patch.
+    """
+    rows, columns = grid
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    patches = (np.ones((rows * columns, 1)), np.eye(rows)[row], np.eye(columns)[column])
+    return block_diag(1, np.concatenate(patches, 1))
+
+
 class RelativePosition(nn.Module):
-    """2-D relative position vectors: the sum of a vertical and a horizontal table's rows.
+    """2-D relative positions: a pair of tokens has the sum of a vertical and a horizontal vector.
+
+    A query meets few of them: one for each row, one for each column and one for the class token.
+    Sums over keys are therefore sums over their places (:func:`token_places`), and no array of
+    ``(tokens, tokens, head_dim)`` is needed.
 
     Attributes:
       head_dim: length of a vector; the tables are shared by all heads.
@@ -67,21 +83,22 @@ class RelativePosition(nn.Module):
 
     @nn.compact
     def __call__(self, grid: tuple[int, int]) -> jax.Array:
-        """Vectors ``(tokens, tokens, head_dim)`` for every pair (query, key)."""
+        """Vectors ``(tokens, 2 + rows + columns, head_dim)`` of each query by the places of keys.
+
+        That of a pair is ``einsum("qpd,kp->qkd", vectors, token_places(grid))``.
+        """
         shape = (2 * self.reach + 2, self.head_dim)
         init = named(truncated_normal, (None, "head_dim"))
         vertical = self.param("vertical", init, shape, self.param_dtype)
         horizontal = self.param("horizontal", init, shape, self.param_dtype)
-        # Looked up by direction and then added, so that the gradient is summed before it is
-        # scattered into the tables, and not scattered from all pairs of tokens.
-        down = vertical[relative_rows(grid[0], self.reach)]
-        across = horizontal[relative_rows(grid[1], self.reach)]
-        count = grid[0] * grid[1]
-        patches = down[:, None, :, None] + across[None, :, None, :]
-        patches = patches.reshape(count, count, self.head_dim)
-        token = vertical[0] + horizontal[0]
-        vectors = jnp.broadcast_to(token, (1 + count, 1 + count, self.head_dim))
-        return vectors.at[1:, 1:].set(patches)
+        rows, columns = grid
+        token = (vertical[0] + horizontal[0])[None, None]
+        down = jnp.repeat(vertical[relative_rows(rows, self.reach)], columns, 0)
+        across = jnp.tile(horizontal[relative_rows(columns, self.reach)], (rows, 1, 1))
+        # A pair with the class token has the same vector whatever the other is.
+        first = jnp.pad(jnp.repeat(token, 2, 1), ((0, 0), (0, rows + columns), (0, 0)))
+        to_token = jnp.pad(token, ((0, 0), (0, 1), (0, 0))).repeat(rows * columns, 0)
+        return jnp.concatenate((first, jnp.concatenate((to_token, down, across), 1)))
 
 
 class Attention(nn.Module):
@@ -128,20 +145,23 @@ class Attention(nn.Module):
             **linear,
         )(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         if self.reach:
             shared: Any = {"head_dim": self.head_dim, "reach": self.reach}
             shared["param_dtype"] = self.param_dtype
             to_keys = RelativePosition(**shared, name="relative_key")(grid).astype(x.dtype)
             to_values = RelativePosition(**shared, name="relative_value")(grid).astype(x.dtype)
+            places = jnp.asarray(token_places(grid), x.dtype)
+            query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # (batch, heads, tokens, head_dim)
             query = query * scale
-            logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
-            logits = logits + jnp.einsum("bqhd,qkd->bhqk", query, to_keys)
+            logits = jnp.einsum("bhqd,bhkd->bhqk", query, key)
+            logits = logits + jnp.einsum("bhqd,qpd->bhqp", query, to_keys) @ places.T
             weights = jax.nn.softmax(at_least_float32(logits)).astype(x.dtype)
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-            mixed = mixed + jnp.einsum("bhqk,qkd->bqhd", weights, to_values)
+            mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
+            mixed = mixed + jnp.einsum("bhqp,qpd->bhqd", weights @ places, to_values)
+            mixed = jnp.moveaxis(mixed, 1, 2)
         else:
+            query, key, value = jnp.moveaxis(qkv, 2, 0)
             mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
         return Linear(
             (self.features,), ("heads", "residual"), ("residual",), name="proj", **linear

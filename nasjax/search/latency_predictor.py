@@ -325,7 +325,7 @@ class _Sizes:
             self._sums[product] = sum(
                 math.prod(self._length(axis, layer) for axis in term.axes) for layer in layers
             )
-        return term.times * self._sums[product]
+        return float(term.times) * self._sums[product]
 
     def _length(self, axis: str, layer: int | None) -> int:
         if (axis, layer) not in self._lengths:
@@ -388,7 +388,7 @@ def _features(supernet: Supernet) -> dict[str, _Feature]:
 
 def _fold(space: SearchSpace, term: Term) -> tuple[float, tuple[str, ...]]:
     """The factor and the axes of ``term`` in order, its axes of fixed length in the factor."""
-    times, axes = term.times, []
+    times, axes = float(term.times), []
     for axis in sorted(term.axes):
         if space.depends(axis) or space.uses_layer(axis):
             axes.append(axis)

@@ -8,6 +8,7 @@ for each block: heads and the ratio of the perceptron's hidden width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -256,10 +257,11 @@ def vision_transformer(
         drop_path=rates,
         **fields,
     )
-    patches = (height // patch_size) * (width // patch_size)
+    grid = (height // patch_size, width // patch_size)
+    patches = grid[0] * grid[1]
     pixels = channels * patch_size**2
     costs = {
-        "flops": multiply_adds(patches, pixels, num_classes, bool(reach)),
+        "flops": multiply_adds(grid, pixels, num_classes, split if reach else None),
         "flops_autoformer": autoformer_flops(patches, pixels, num_classes, reach),
         "params_autoformer": autoformer_params(
             patches, pixels, num_classes, reach, split, module.qkv_bias
@@ -290,14 +292,27 @@ def _thirds(length: int, size: int) -> np.ndarray:
     return np.concatenate([np.arange(length // 3) + part * (size // 3) for part in range(3)])
 
 
-def multiply_adds(patches: int, pixels: int, classes: int, relative: bool) -> list[Term]:
-    """Exact multiply-adds of one image: every matrix product of the network, nothing else."""
+def multiply_adds(
+    grid: tuple[int, int], pixels: int, classes: int, head_dim: int | None
+) -> list[Term]:
+    """Exact multiply-adds of one image: every matrix product of the network, nothing else.
+
+    Args:
+      grid: rows and columns of patches.
+      pixels: values of a patch.
+      classes: of the head.
+      head_dim: channels of a head with relative positions; None without these.
+    """
+    patches = grid[0] * grid[1]
     tokens = patches + 1
-    pair = tokens**2 * (4 if relative else 2)
+    attention: float | Fraction = 2 * tokens**2
+    if head_dim is not None:  # queries with their vectors, and those sums with the keys' places
+        places = 2 + sum(grid)
+        attention += 2 * tokens * places + Fraction(2 * tokens**2 * places, head_dim)
     return [
         Term(patches * pixels, ("embed",)),
         Term(3 * tokens, ("embed", "heads"), "blocks"),
-        Term(pair, ("heads",), "blocks"),
+        Term(attention, ("heads",), "blocks"),
         Term(tokens, ("heads", "embed"), "blocks"),
         Term(2 * tokens, ("embed", "mlp"), "blocks"),
         Term(classes, ("embed",)),

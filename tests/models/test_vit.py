@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from nasjax.models import vit
-from nasjax.models.vit import Attention, RelativePosition, VisionTransformer
+from nasjax.models.vit import Attention, RelativePosition, VisionTransformer, token_places
 
 SMALL: dict[str, Any] = {
     "num_classes": 5,
@@ -47,7 +47,8 @@ def rows_read(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.ndarray
     rows = np.arange(2.0 * reach + 2)[:, None]
     tables = {"vertical": rows, "horizontal": 100 * rows}
     module = RelativePosition(head_dim=1, reach=reach)
-    sums = np.asarray(module.apply({"params": tables}, grid))[..., 0]
+    vectors = module.apply({"params": tables}, grid)
+    sums = np.einsum("qpd,kp->qkd", vectors, token_places(grid))[..., 0]
     return np.mod(sums, 100), sums // 100
 
 
