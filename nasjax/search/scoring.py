@@ -119,6 +119,8 @@ class Scorer:
         # The static options of this program are those of its module.
         module = self._supernet.maximal(arch)
         supernet = dataclasses.replace(self._supernet, module=module)
+        if hasattr(proxy, "prepared"):
+            proxy = proxy.prepared(supernet, self._variables, arch)
         one_device, many = PartitionSpec(), PartitionSpec("data")
 
         def score(variables: Any, batch: Any, vector: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ IMAGES = np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float3
 LABELS = np.arange(6) % 3
 SMALL: dict[str, Any] = {"num_classes": 3, "channels": 1, "image_size": 8}
 EVERY = {
-    "dss": proxies.dss(),
+    "dss": proxies.DSS(),
     "snip": proxies.snip(),
     "grasp": proxies.grasp(),
     "naswot": proxies.naswot(),
@@ -97,7 +97,10 @@ def test_inside_a_super_network_or_alone(name: str) -> None:
     # Programs that differentiate twice, or example by example, take longest to compile.
     chosen = {n: p for n, p in EVERY.items() if name == "transformer" or n not in ("grasp", "ntk")}
 
-    inside = jit(lambda m: {n: p(net, variables, m, batch()) for n, p in chosen.items()})
+    known = proxies.DSS().prepared(net, variables, archs(net)[0])
+    assert known.norms  # as a search has it
+    scored = {**chosen, "dss": known}
+    inside = jit(lambda m: {n: p(net, variables, m, batch()) for n, p in scored.items()})
     different = []
     for arch in archs(net):
         found = inside(one_hot(net.space, arch))
@@ -141,10 +144,10 @@ def test_dss_is_what_the_paper_writes() -> None:
             expected += norms[0] * norms[1]
         for layer in ("fc1", "fc2"):
             expected += np.abs(weights[layer]["kernel"] * gradients[layer]["kernel"]).sum()
-    total, layers = jit(lambda v: proxies.dss()(net, v, arch, batch()))(variables)
+    total, layers = jit(lambda v: proxies.DSS()(net, v, arch, batch()))(variables)
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     np.testing.assert_allclose(sum(layers.values()), total, rtol=1e-6)
-    released, parts = jit(lambda v: proxies.dss("released")(net, v, arch, batch()))(variables)
+    released, parts = jit(lambda v: proxies.DSS("released")(net, v, arch, batch()))(variables)
     assert not any("qkv" in n for n in parts) and "head" in parts and released != total
 
 
@@ -253,7 +256,7 @@ def test_what_is_wrong_is_said() -> None:
     module = Rectified()
     own = module.init(jax.random.key(0), IMAGES)
     with pytest.raises(SearchError, match="Rectified has no attention; score it with snip"):
-        proxies.dss()(module, own, None, batch())
+        proxies.DSS()(module, own, None, batch())
     layers = proxies.Layers(conv_inputs="nothing", conv_outputs="nothing")
     with pytest.raises(SearchError, match="not known which layers of Rectified are activated"):
         proxies.naswot(layers)(module, own, None, batch())

@@ -3,7 +3,9 @@
 A proxy is a pure function ``score(model, variables, arch, batch) -> (total, per_layer)``. ``model``
 is a super-network, ``variables`` its maximal parameters and ``arch`` an architecture or a one-hot
 mixture, which may be traced: one program scores all architectures. Or ``model`` is a Flax module,
-``variables`` its own and ``arch`` None: both say the same. More is better.
+``variables`` its own and ``arch`` None: both say the same. More is better. A proxy may have a
+method ``prepared(supernet, variables, arch) -> proxy``: the same one for these weights, with all
+worked out that does not change from one architecture to the next.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from nasjax.core.supernet import Supernet
 from nasjax.search.errors import SearchError
 from nasjax.search.proxies._view import LAYERS, Batch, Layers, Model
 from nasjax.search.proxies.activations import activation_kernel, linear_regions, naswot
-from nasjax.search.proxies.dss import dss
+from nasjax.search.proxies.dss import DSS
 from nasjax.search.proxies.ntk import ntk, tangent_kernel
 from nasjax.search.proxies.nuclear import nuclear_norm
 from nasjax.search.proxies.saliency import grasp, snip
@@ -61,8 +63,8 @@ class Count:
 
 
 PROXIES: Mapping[str, Callable[..., Proxy]] = {
-    "dss": dss,
-    "dss_released": functools.partial(dss, "released"),
+    "dss": DSS,
+    "dss_released": functools.partial(DSS, "released"),
     "snip": snip,
     "grasp": grasp,
     "naswot": naswot,
@@ -101,13 +103,13 @@ def proxy(name: str, **options: Any) -> Proxy:
 
 
 __all__ = [
+    "DSS",
     "LAYERS",
     "PROXIES",
     "Count",
     "Layers",
     "Proxy",
     "activation_kernel",
-    "dss",
     "grasp",
     "linear_regions",
     "naswot",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from nasjax.core.architecture import Arch
 from nasjax.core.errors import did_you_mean
+from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf
+from nasjax.core.supernet import Supernet
 from nasjax.search.errors import SearchError
-from nasjax.search.proxies._view import LAYERS, Batch, Layers, Model, View, matrices, view
+from nasjax.search.proxies._tables import LookUp, tabulate
+from nasjax.search.proxies._view import LAYERS, Batch, Layers, Model, Path, View, matrices, view
 from nasjax.search.proxies.nuclear import nuclear_norm
 
 FORMS = ("paper", "released")
@@ -20,7 +25,8 @@ _TOKENS = ("class_token", "positions")
 _PACKED = ("qkv", "query", "key", "value", "query_key", "query_key_value")
 
 
-def dss(form: str = "paper", head: bool | None = None, layers: Layers = LAYERS) -> Any:
+@dataclasses.dataclass(frozen=True, eq=False)
+class DSS:
     """Synaptic diversity of attention plus synaptic saliency of perceptrons, of an input of ones.
 
     Source: Zhou et al., "Training-free Transformer Architecture Search" (CVPR 2022), equations 3 to
@@ -32,66 +38,98 @@ def dss(form: str = "paper", head: bool | None = None, layers: Layers = LAYERS) 
     Differs from the paper: nothing. The released code, ``form="released"``, takes the absolute
     value of class token and positions alone and leaves queries, keys and values out.
 
-    Args:
+    Attributes:
       form: ``"paper"`` or ``"released"``.
       head: whether the classifier counts as a layer of a perceptron [no; as released, unless it has
         1000 classes].
       layers: which layers are attention and perceptrons.
+      norms: nuclear norms of weights that are known already, see :meth:`prepared`.
 
     Raises:
       SearchError: if there is no such form.
     """
-    if form not in FORMS:
-        raise SearchError(f"DSS has no form {form!r}; {did_you_mean(form, FORMS)}")
-    released = form == "released"
 
-    def absolute(path: tuple[str, ...], value: jax.Array) -> jax.Array:
-        return jnp.abs(value) if not released or path[-1] in _TOKENS else value
+    form: str = "paper"
+    head: bool | None = None
+    layers: Layers = LAYERS
+    norms: Mapping[Path, LookUp] = dataclasses.field(default_factory=dict, repr=False)
 
-    def score(
-        model: Model, variables: Any, arch: Any, batch: Batch
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise SearchError(f"DSS has no form {self.form!r}; {did_you_mean(self.form, FORMS)}")
+
+    @property
+    def _released(self) -> bool:
+        return self.form == "released"
+
+    def __call__(
+        self, model: Model, variables: Any, arch: Any, batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The indicator and every layer's part of it; ``batch`` only tells the size of images."""
         seen = view(model, variables, arch, batch)
-        diverse, salient = _layers(seen, layers, released)
-        flat = traverse_util.flatten_dict(dict(seen.params))
-        params = traverse_util.unflatten_dict({p: absolute(p, v) for p, v in flat.items()})
+        diverse, salient = self._of(seen)
+        used = seen.used(self._absolute(seen.params))
         ones = jnp.ones((1, *seen.shape))
 
         def loss(kernels: Any) -> tuple[jax.Array, int]:
             logits = seen.logits(seen.with_kernels(used, kernels), ones)
             return jnp.sum(logits), logits.shape[-1]
 
-        used = seen.used(params)
         weights = seen.of_kernels(used)
         gradients, classes = jax.grad(loss, has_aux=True)(weights)
-        counted = (released and classes != 1000) if head is None else head
-        salient += seen.chosen(layers.head) if counted else []
+        counted = (self._released and classes != 1000) if self.head is None else self.head
+        salient += seen.chosen(self.layers.head) if counted else []
         slopes = seen.masked(gradients)
         values = {leaf.path: jnp.abs(slopes[leaf.path] * weights[leaf.path]) for leaf in salient}
         for leaf in diverse:
-            bias = _bias(leaf, flat)
-            norms = [nuclear_norm(matrices(leaf, bias, of[leaf.path])) for of in (slopes, weights)]
-            values[leaf.path] = norms[0] * norms[1]
+            known = self.norms.get(leaf.path)
+            norm = known(arch) if known else _norm(seen, leaf, weights[leaf.path])
+            values[leaf.path] = norm * _norm(seen, leaf, slopes[leaf.path])
         return seen.by_layer(values)
 
-    return score
+    def prepared(self, supernet: Supernet, variables: Any, arch: Arch) -> DSS:
+        """The same proxy for one-hot mixtures with these weights, whose norms it tabulates.
 
+        Args:
+          supernet: the super-network.
+          variables: its maximal ``{"params": ...}``.
+          arch: any architecture with the static options that are meant.
+        """
+        params = self._absolute(variables["params"])
 
-def _layers(seen: View, layers: Layers, released: bool) -> tuple[list[Leaf], list[Leaf]]:
-    attention, salient = seen.chosen(layers.attention), seen.chosen(layers.mlp)
-    if not attention or not salient:
-        raise SearchError(
-            f"DSS measures attention and perceptrons, and {type(seen.module).__name__} has no "
-            f"{'attention' if not attention else 'perceptrons'}; score it with snip, grasp, naswot "
-            "or ntk."
+        def norm(leaf: Leaf, mixture: Mixture) -> jax.Array:
+            seen = view(supernet, {"params": params}, mixture, {})
+            return _norm(seen, leaf, seen.of_kernels(seen.used(params))[leaf.path])
+
+        diverse, _ = self._of(view(supernet, variables, arch, {}))
+        return dataclasses.replace(self, norms=tabulate(supernet.space, arch, diverse, norm))
+
+    def _absolute(self, params: Any) -> Any:
+        flat = traverse_util.flatten_dict(dict(params))
+        return traverse_util.unflatten_dict(
+            {
+                path: jnp.abs(value) if not self._released or path[-1] in _TOKENS else value
+                for path, value in flat.items()
+            }
         )
-    if released:
-        attention = [leaf for leaf in attention if leaf.path[-2] not in _PACKED]
-    return attention, salient
+
+    def _of(self, seen: View) -> tuple[list[Leaf], list[Leaf]]:
+        """Kernels of attention and of perceptrons."""
+        attention, salient = seen.chosen(self.layers.attention), seen.chosen(self.layers.mlp)
+        if not attention or not salient:
+            raise SearchError(
+                f"DSS measures attention and perceptrons, and {type(seen.module).__name__} has no "
+                f"{'attention' if not attention else 'perceptrons'}; score it with snip, grasp, "
+                "naswot or ntk."
+            )
+        if self._released:
+            attention = [leaf for leaf in attention if leaf.path[-2] not in _PACKED]
+        return attention, salient
 
 
-def _bias(leaf: Leaf, flat: Mapping[tuple[str, ...], Any]) -> tuple[int, ...] | None:
-    """The shape of one layer's bias."""
+def _norm(seen: View, leaf: Leaf, value: jax.Array) -> jax.Array:
+    """The nuclear norm of an array like ``leaf`` as a matrix; ``(layers,)`` where scanned."""
+    flat = traverse_util.flatten_dict(dict(seen.params))
     beside = (*leaf.path[1:-1], "bias")
-    return tuple(flat[beside].shape[leaf.scanned :]) if beside in flat else None
+    bias = tuple(flat[beside].shape[leaf.scanned :]) if beside in flat else None
+    return nuclear_norm(matrices(leaf, bias, value))

@@ -21,7 +21,10 @@ def nuclear_norm(matrices: jax.Array) -> jax.Array:
 
 def by_singular_values(matrices: jax.Array) -> jax.Array:
     """The sum of singular values, which LAPACK finds one matrix at a time."""
-    return jnp.sum(jnp.linalg.svd(matrices, compute_uv=False), -1)
+    tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mT
+    if tall.shape[-2] > tall.shape[-1]:  # of the triangular factor they are the same, found faster
+        tall = jnp.linalg.qr(tall, mode="r")
+    return jnp.sum(jnp.linalg.svd(tall, compute_uv=False), -1)
 
 
 def by_polar_factor(matrices: jax.Array) -> jax.Array:

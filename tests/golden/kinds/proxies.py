@@ -71,8 +71,8 @@ class _Part:
         self.whole = name != "autoformer_tiny"
         head = part["constructor"]["num_classes"] != 1000
         self.proxies = {
-            "dss_paper": (proxies.dss(head=head), "naswot_te_nas"),  # which needs no images
-            "dss": (proxies.dss("released"), "naswot_te_nas"),
+            "dss_paper": (proxies.DSS(head=head), "naswot_te_nas"),  # which needs no images
+            "dss": (proxies.DSS("released"), "naswot_te_nas"),
             "snip_split1": (proxies.snip(), "snip_grasp"),
             "grasp_split1": (proxies.grasp(), "snip_grasp"),
             "naswot": (proxies.naswot(), "naswot_te_nas"),
