@@ -19,7 +19,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.linalg import block_diag
 
 from nasjax.core.precision import at_least_float32
 from nasjax.models.layers import (
@@ -60,8 +59,10 @@ def token_places(grid: tuple[int, int]) -> np.ndarray:
     """
     rows, columns = grid
     row, column = np.divmod(np.arange(rows * columns), columns)
-    patches = (np.ones((rows * columns, 1)), np.eye(rows)[row], np.eye(columns)[column])
-    return block_diag(1, np.concatenate(patches, 1))
+    found = np.zeros((1 + rows * columns, 2 + rows + columns))
+    found[0, 0] = 1
+    found[1:, 1:] = np.column_stack((np.ones(row.size), np.eye(rows)[row], np.eye(columns)[column]))
+    return found
 
 
 class RelativePosition(nn.Module):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
@@ -102,6 +101,8 @@ class AccuracyPredictor:
             from 0 to 0.5.
           ImportError: if scikit-learn is not installed.
         """
+        from scipy.stats import rankdata  # takes a second to import
+
         make = require_forests()
         if len(archs) != len(scores) or not len(archs):
             raise SearchError(

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
@@ -439,6 +438,8 @@ def _ridge(
 
 
 def _error(predicted: np.ndarray, times: np.ndarray, architectures: int) -> HeldOutError:
+    from scipy.stats import kendalltau  # takes a second to import
+
     equal = np.ptp(predicted) == 0 or np.ptp(times) == 0
     return HeldOutError(
         100 * float(np.mean(np.abs(predicted - times) / times)),

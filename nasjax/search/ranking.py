@@ -21,7 +21,7 @@ def rank_correlations(scores: Sequence[float], truth: Sequence[float]) -> dict[s
       SearchError: if there are fewer than three, or as many of one as not of the other, or all
         values of one are equal: then there is no order to compare.
     """
-    from scipy import stats  # a dependency of jax
+    from scipy import stats  # a dependency of jax, which takes a second to import
 
     if len(scores) != len(truth) or len(scores) < 3:
         raise SearchError(
