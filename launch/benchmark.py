@@ -41,6 +41,7 @@ import benchmark_two_stage
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiment import one_lapack_thread
 
 import nasjax
 from nasjax import relax, spaces
@@ -171,6 +172,7 @@ def _read(path: pathlib.Path) -> Any:
 
 def main() -> None:
     """Run one benchmark and print its JSON line."""
+    one_lapack_thread()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("superposition", help=superposition.__doc__)

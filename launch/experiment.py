@@ -379,6 +379,14 @@ def _set_up_logs() -> None:
     ours.propagate = False
 
 
+def one_lapack_thread() -> None:
+    """Let LAPACK, which is loaded with the first decomposition, leave the cores to XLA.
+
+    Threads of both disturb one another: singular values on a CPU take several times as long.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def launch(main: Callable[[list[str]], None], commands: Sequence[str] = ()) -> None:
     """Run ``main`` under absl, with readable errors.
 
@@ -397,6 +405,8 @@ def launch(main: Callable[[list[str]], None], commands: Sequence[str] = ()) -> N
                 text = f"it has no key {text!r}; the file lists the keys that can be overridden"
             print(f"error: the configuration cannot be read: {text}", file=sys.stderr)
             sys.exit(2)
+
+    one_lapack_thread()
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1 and (len(argv) > 2 or argv[1] not in commands):

@@ -14,7 +14,9 @@ from nasjax.train.rng import stream
 
 
 def test_it_is_the_training_of_the_extracted_network():
-    supernet = spaces.quickstart()
+    options = {"embed_dim": (8, 12), "depth": (1, 2), "num_heads": (1, 2), "mlp_ratio": (1.0, 2.0)}
+    fields = {"image_size": 8, "patch_size": 4, "channels": 1, "head_dim": 4, "reach": 2}
+    supernet = spaces.vision_transformer(options, num_classes=10, **fields)
     digits = data.load("digits", train_examples=96)
     optimizer = Optimizer(learning_rate=1e-2, weight_decay=0.05)
     recipe = phases.Recipe(epochs=3, batch_size=32, warmup_epochs=1, optimizer=optimizer)
