@@ -29,32 +29,34 @@ def get_config(variant: str = "T") -> ConfigDict:
     for recipe in (search["recipe"], training, tuning):
         recipe["workers"] = 16
     return ConfigDict(
-        {
-            "seed": 0,
-            "space": {
-                "name": "autoformer",
-                "variant": variant,
-                "image_size": 224,
-                "patch_size": 16,
-                "num_classes": CLASSES,
-                "remat": False,
-                "dtype": "bfloat16",
-            },
-            "data": {
-                "name": "tfds:imagenet2012",
-                "data_dir": "",
-                "image_size": 224,
-            },
-            "search": search,
-            "finetune": tuning,
-            "retrain": training,
-            "compare": {
-                "batch_size": 1000,
-                "samples": 20,
-                "retrain_largest": False,
-                "retrain_random": 0,
-            },
-            "mesh": {"data": -1, "model": 1},
-            "sharding": "replicated",
-        }
+        recipes.separate(
+            {
+                "seed": 0,
+                "space": {
+                    "name": "autoformer",
+                    "variant": variant,
+                    "image_size": 224,
+                    "patch_size": 16,
+                    "num_classes": CLASSES,
+                    "remat": False,
+                    "dtype": "bfloat16",
+                },
+                "data": {
+                    "name": "tfds:imagenet2012",
+                    "data_dir": "",
+                    "image_size": 224,
+                },
+                "search": search,
+                "finetune": tuning,
+                "retrain": training,
+                "compare": {
+                    "batch_size": 1000,
+                    "samples": 20,
+                    "retrain_largest": False,
+                    "retrain_random": 0,
+                },
+                "mesh": {"data": -1, "model": 1},
+                "sharding": "replicated",
+            }
+        )
     )

@@ -65,4 +65,4 @@ def get_config(size: str = "full") -> ConfigDict:
         config["space"] |= {"cells": 4, "channels": 4}
         search["alphas"]["learning_rate"] = 3e-3
         recipes.without_training(config, train_examples=2000)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))

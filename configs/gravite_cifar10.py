@@ -19,4 +19,4 @@ from nasjax import recipes
 
 def get_config(resolution: str = "32") -> ConfigDict:
     """Search, fine-tune, retrain; ``resolution`` is "32" or "224"."""
-    return ConfigDict(recipes.gravite_cifar("tfds:cifar10", 10, resolution))
+    return ConfigDict(recipes.separate(recipes.gravite_cifar("tfds:cifar10", 10, resolution)))

@@ -59,4 +59,4 @@ def get_config(size: str = "full") -> ConfigDict:
         config["space"] |= {"cells": 1, "channels": 8}
         search["alphas"]["learning_rate"] = 3e-3
         recipes.without_training(config, train_examples=5000)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))

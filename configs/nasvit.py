@@ -59,7 +59,7 @@ def get_config(argument: str = "imagenet") -> ConfigDict:
     }
     config = recipes.choose(data, makers)()
     _follow(config, recipe)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))
 
 
 def _follow(config: dict[str, Any], recipe: str) -> None:

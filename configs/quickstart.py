@@ -16,30 +16,32 @@ def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
     training = recipes.digits_recipe()
     return ConfigDict(
-        {
-            "seed": 0,
-            "space": {"name": "quickstart"},
-            "data": {"name": "digits"},
-            "search": {
-                "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
-                "weights_fraction": 0.5,
-                "second_order": False,
-                **recipes.two_stage(""),
-                "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
-                "alphas": {"learning_rate": 1e-2},
-                "recipe": training,
-            },
-            "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
-            "retrain": training,
-            "compare": {
-                "batch_size": 360,
-                "samples": 20,
-                "retrain_largest": True,
-                "retrain_random": 0,
-                "finetune": True,
-                "retrain": True,
-            },
-            "mesh": {"data": -1, "model": 1},
-            "sharding": "replicated",
-        }
+        recipes.separate(
+            {
+                "seed": 0,
+                "space": {"name": "quickstart"},
+                "data": {"name": "digits"},
+                "search": {
+                    "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
+                    "weights_fraction": 0.5,
+                    "second_order": False,
+                    **recipes.two_stage(""),
+                    "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
+                    "alphas": {"learning_rate": 1e-2},
+                    "recipe": training,
+                },
+                "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
+                "retrain": training,
+                "compare": {
+                    "batch_size": 360,
+                    "samples": 20,
+                    "retrain_largest": True,
+                    "retrain_random": 0,
+                    "finetune": True,
+                    "retrain": True,
+                },
+                "mesh": {"data": -1, "model": 1},
+                "sharding": "replicated",
+            }
+        )
     )

@@ -35,7 +35,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
     """Search and retrain; ``variant`` is "digits", "T", "S", "B", "pit-T", "pit-XS" or "pit-S"."""
     recipes.choose(variant, dict.fromkeys(VARIANTS))
     if variant == "digits":
-        return ConfigDict(_digits())
+        return ConfigDict(recipes.separate(_digits()))
     pooled, _, size = variant.rpartition("-")
     training = recipes.vit_recipe(
         recipes.vit_augmentation(), epochs=300, warmup_epochs=5, batch_size=2048
@@ -46,17 +46,19 @@ def get_config(variant: str = "digits") -> ConfigDict:
     else:
         space |= {"name": "autoformer", "patch_size": 16, "dtype": "bfloat16"}
     return ConfigDict(
-        {
-            "seed": 0,
-            "space": space,
-            "data": {"name": "tfds:imagenet2012", "data_dir": "", "image_size": 224},
-            "search": _search(training, (PIT_LIMITS if pooled else LIMITS)[size], 8000),
-            "finetune": training,
-            "retrain": training,
-            "compare": {**recipes.COMPARE, "batch_size": 1000, "samples": 0, "finetune": False},
-            "mesh": {"data": -1, "model": 1},
-            "sharding": "replicated",
-        }
+        recipes.separate(
+            {
+                "seed": 0,
+                "space": space,
+                "data": {"name": "tfds:imagenet2012", "data_dir": "", "image_size": 224},
+                "search": _search(training, (PIT_LIMITS if pooled else LIMITS)[size], 8000),
+                "finetune": training,
+                "retrain": training,
+                "compare": {**recipes.COMPARE, "batch_size": 1000, "samples": 0, "finetune": False},
+                "mesh": {"data": -1, "model": 1},
+                "sharding": "replicated",
+            }
+        )
     )
 
 

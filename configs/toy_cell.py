@@ -50,4 +50,4 @@ def get_config(size: str = "full") -> ConfigDict:
         search["alphas"]["learning_rate"] = 2e-2
         search["alphas_from_epoch"] = 1.0
         recipes.without_training(config, train_examples=30000)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))

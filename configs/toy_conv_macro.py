@@ -62,4 +62,4 @@ def get_config(size: str = "full") -> ConfigDict:
         search["alphas"]["learning_rate"] = 2e-2
         search["alphas_from_epoch"] = 1.25
         recipes.without_training(config, train_examples=20000)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))

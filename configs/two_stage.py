@@ -27,7 +27,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     """The whole run; ``data`` is "digits" or "cifar10"."""
     large = recipes.choose(data, {"digits": False, "cifar10": True})
     if large:
-        return ConfigDict(_cifar10())
+        return ConfigDict(recipes.separate(_cifar10()))
     training = recipes.digits_recipe()
     search = {
         "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
@@ -40,17 +40,19 @@ def get_config(data: str = "digits") -> ConfigDict:
     }
     search["probes"]["every"] = 200
     return ConfigDict(
-        {
-            "seed": 0,
-            "space": {"name": "quickstart"},
-            "data": {"name": "digits"},
-            "search": search,
-            "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
-            "retrain": training,
-            "compare": {**recipes.COMPARE, "batch_size": 360},
-            "mesh": {"data": -1, "model": 1},
-            "sharding": "replicated",
-        }
+        recipes.separate(
+            {
+                "seed": 0,
+                "space": {"name": "quickstart"},
+                "data": {"name": "digits"},
+                "search": search,
+                "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
+                "retrain": training,
+                "compare": {**recipes.COMPARE, "batch_size": 360},
+                "mesh": {"data": -1, "model": 1},
+                "sharding": "replicated",
+            }
+        )
     )
 
 

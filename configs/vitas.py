@@ -71,7 +71,7 @@ def get_config(variant: str = "arch") -> ConfigDict:
     }
     if small:
         _shrink(config)
-    return ConfigDict(config)
+    return ConfigDict(recipes.separate(config))
 
 
 def _shrink(config: dict[str, Any]) -> None:

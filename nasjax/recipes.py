@@ -20,6 +20,17 @@ COMPARE: dict[str, Any] = {
 }
 
 
+def separate(values: Any) -> Any:
+    """The same nested values with no part that is another one too.
+
+    A ``ConfigDict`` keeps two sections made of one dictionary as one section, and what is set in
+    one of them, also from the command line, is then set in the other.
+    """
+    if isinstance(values, dict):
+        return {name: separate(value) for name, value in values.items()}
+    return values
+
+
 def digits_recipe() -> dict[str, Any]:
     """Our own, for small transformers on scikit-learn's digits: minutes on two cores."""
     return {

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import two_stage
+from ml_collections import ConfigDict
 
 from nasjax import data, spaces
 from nasjax.core.errors import NasjaxError
@@ -67,6 +68,21 @@ def test_every_config_builds_its_objects_and_documents_itself(path, argument):
     assert size == supernet.input_shape[0]
     text = path.read_text()
     assert f"configs/{path.name}" in text and "easured" in text
+
+
+@pytest.mark.parametrize(("path", "argument"), CASES, ids=lambda x: getattr(x, "stem", x))
+def test_a_section_can_be_overridden_alone(path, argument):
+    get_config = runpy.run_path(str(path))["get_config"]
+    config = get_config() if argument is None else get_config(argument)
+
+    def sections(config):
+        yield config
+        for value in config.values():
+            if isinstance(value, ConfigDict):
+                yield from sections(value)
+
+    found = list(sections(config))
+    assert len({id(section) for section in found}) == len(found)
 
 
 @pytest.mark.parametrize(
