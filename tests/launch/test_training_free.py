@@ -74,7 +74,7 @@ def test_what_cannot_be_searched_is_said(tmp_path):
 
 
 def test_a_ranking_study_leaves_table_and_figure(tmp_path, capsys):
-    job = {"weights": None, "networks": 4, "proxies": ["dss"], "seeds": 2, "bands": ["1000-2000"]}
+    job = {"weights": None, "networks": 3, "proxies": ["dss"], "seeds": 2, "bands": ["1000-2000"]}
     run = opened(tmp_path, {**config(), "ranking": job})
     found = ranking_proxies.study(run, None)
     first = [row for row in found["rows"] if row["band"] is None]
