@@ -21,15 +21,7 @@ def get_config() -> ConfigDict:
                 "seed": 0,
                 "space": {"name": "quickstart"},
                 "data": {"name": "digits"},
-                "search": {
-                    "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
-                    "weights_fraction": 0.5,
-                    "second_order": False,
-                    **recipes.two_stage(""),
-                    "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
-                    "alphas": {"learning_rate": 1e-2},
-                    "recipe": training,
-                },
+                "search": recipes.digits_search(),
                 "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
                 "retrain": training,
                 "compare": {

@@ -29,15 +29,7 @@ def get_config(data: str = "digits") -> ConfigDict:
     if large:
         return ConfigDict(recipes.separate(_cifar10()))
     training = recipes.digits_recipe()
-    search = {
-        "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
-        "weights_fraction": 0.5,
-        "second_order": False,
-        **recipes.two_stage("uniform", evaluations=500),
-        "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
-        "alphas": {"learning_rate": 1e-2},
-        "recipe": training,
-    }
+    search = recipes.digits_search("uniform", evaluations=500)
     search["probes"]["every"] = 200
     return ConfigDict(
         recipes.separate(

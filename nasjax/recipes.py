@@ -44,6 +44,19 @@ def digits_recipe() -> dict[str, Any]:
     }
 
 
+def digits_search(sampler: str = "", *, evaluations: int = 1000) -> dict[str, Any]:
+    """The search section that goes with it; the arguments are those of :func:`two_stage`."""
+    return {
+        "relaxation": {"name": "drnas", "temperature": (10.0, 0.1), "anchor": 0.0},
+        "weights_fraction": 0.5,
+        "second_order": False,
+        **two_stage(sampler, evaluations=evaluations),
+        "budget": {"cost": "params", "target": 0.0, "strength": 1.0},
+        "alphas": {"learning_rate": 1e-2},
+        "recipe": digits_recipe(),
+    }
+
+
 def vit_augmentation(*, shift: int = 0, size: int | None = None) -> dict[str, Any]:
     """AutoFormer's augmentation: RandAugment, erasing, mixup, cutmix, label smoothing.
 

@@ -102,6 +102,8 @@ def nasvit(
     channels: int = 3,
     scaling: str | None = "depth",
     position_side: int = 18,
+    transformer: Mapping[str, Any] | None = None,
+    name: str = "nasvit",
     **fields: Any,
 ) -> Supernet:
     """The super-network of the space that the authors released.
@@ -119,26 +121,30 @@ def nasvit(
         ``"width"``, ``"none"`` for a scaling that all share, None for no scaling. With several
         resolutions, ``"depth"`` also has a scaling for each remainder of the tokens by 8.
       position_side: side of the largest map, or window, that the tables of positions cover.
+      transformer: further fields of all transformer blocks.
+      name: of the space.
       **fields: further fields of :class:`~nasjax.models.nasvit.NASViT`.
 
     Raises:
       SpaceError: if the table contradicts itself.
     """
-    return _table(
-        "nasvit",
-        STAGES,
-        {},
-        stages,
-        first=first,
-        last=last,
-        resolutions=resolutions,
-        image_size=image_size,
+    if image_size is None:
+        if not resolutions:
+            raise SpaceError("images have neither a resolution nor an image_size; give one.")
+        image_size = max(resolutions)
+    sizes = (tuple(_stage(stage) for stage in stages), tuple(first), tuple(last))
+    table = Hybrid(
+        *sizes,
+        resolutions=tuple(resolutions) if resolutions else None,
+        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
         num_classes=num_classes,
         channels=channels,
         scaling=scaling,
-        position_side=position_side,
-        **fields,
+        transformer={"position_side": position_side, **(transformer or {})},
     )
+    standard = {"nasvit": STAGES, "nasvit_paper": PAPER_STAGES}.get(name)
+    known = sizes == (standard, FIRST, LAST) and table.resolutions == RESOLUTIONS
+    return table.supernet(name, _published(table) if known else {}, fields)
 
 
 def nasvit_paper(
@@ -161,42 +167,7 @@ def nasvit_paper(
       SpaceError: if the table contradicts itself.
     """
     form = {"factor": None, "mlp_conv": True, "swish_first": False}
-    return _table("nasvit_paper", PAPER_STAGES, form, stages, scaling=scaling, **options)
-
-
-def _table(
-    name: str,
-    standard: Sequence[Stage],
-    form: Mapping[str, Any],
-    stages: Sequence[Stage | Mapping[str, Any]],
-    *,
-    first: Sequence[int] = FIRST,
-    last: Sequence[int] = LAST,
-    resolutions: Sequence[int] | None = RESOLUTIONS,
-    image_size: int | tuple[int, int] | None = None,
-    num_classes: int = 1000,
-    channels: int = 3,
-    scaling: str | None = None,
-    position_side: int = 18,
-    **fields: Any,
-) -> Supernet:
-    """The super-network of a table; ``form`` is that of its transformers."""
-    if image_size is None:
-        if not resolutions:
-            raise SpaceError("images have neither a resolution nor an image_size; give one.")
-        image_size = max(resolutions)
-    sizes = (tuple(_stage(stage) for stage in stages), tuple(first), tuple(last))
-    table = Hybrid(
-        *sizes,
-        resolutions=tuple(resolutions) if resolutions else None,
-        image_size=(image_size, image_size) if isinstance(image_size, int) else image_size,
-        num_classes=num_classes,
-        channels=channels,
-        scaling=scaling,
-        transformer={"position_side": position_side, **form},
-    )
-    known = sizes == (standard, FIRST, LAST) and table.resolutions == RESOLUTIONS
-    return table.supernet(name, _published(table) if known else {}, fields)
+    return nasvit(stages, scaling=scaling, transformer=form, name="nasvit_paper", **options)
 
 
 def _stage(stage: Stage | Mapping[str, Any]) -> Stage:

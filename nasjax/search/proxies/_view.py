@@ -93,7 +93,7 @@ class View:
         """Class logits without dropout; batch normalisations use the statistics of ``images``.
 
         Made to be differentiated: where the network can, it keeps nothing of its layers for the
-        backward pass, which is also faster on a CPU.
+        backward pass, which for a single image is also faster on a CPU.
         """
         lean = self
         if hasattr(self.module, "remat"):
