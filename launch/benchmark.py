@@ -46,6 +46,7 @@ from experiment import one_lapack_thread
 import nasjax
 from nasjax import relax, spaces
 from nasjax.core import architecture, mixture
+from nasjax.core.program import Program
 from nasjax.train.losses import cross_entropy
 
 LAUNCH = pathlib.Path(__file__).parent
@@ -72,7 +73,7 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
 
         return jax.value_and_grad(loss)(weights)
 
-    @jax.jit
+    @Program
     def search(weights: Any, alphas: Any, temperature: jax.Array) -> Any:
         def loss(weights: Any, alphas: Any) -> jax.Array:
             mixed = {n: jax.nn.softmax(a / temperature) for n, a in alphas.items()}
@@ -113,7 +114,7 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
         "plain_seconds": float(np.median([p for p, _ in times])),
         "step_bytes": memory[1],
         "plain_bytes": memory[0],
-        "compiles": search._cache_size(),
+        "compiles": search.compiles,
     }
 
 

@@ -6,19 +6,20 @@ import pathlib
 import shutil
 import tempfile
 
+from tests.quick import compile_quickly
+
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_LEGACY_PRNG_KEY", "error")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a test's time is compilation; nothing here measures speed.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+compile_quickly()
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Workers and the launchers that tests start compile many programs alike.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nasjax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 

@@ -16,6 +16,7 @@ from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
+from nasjax.core.program import Program
 from nasjax.core.supernet import Supernet
 from nasjax.search.proxies import Count, Proxy
 
@@ -58,14 +59,14 @@ class Scorer:
         self._variables = jax.device_put({"params": variables["params"]}, everywhere)
         self._batch = jax.device_put(dict(batch), everywhere)
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 32)
-        self._programs: dict[Any, Any] = {}
+        self._programs: dict[Any, Program] = {}
 
     @property
     def compiles(self) -> dict[str, int]:
         """How many programs each proxy has been compiled to."""
         found = dict.fromkeys(self._proxies, 0)
         for (name, *_), program in self._programs.items():
-            found[name] += program._cache_size()
+            found[name] += program.compiles
         return found
 
     def population(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, dict[str, float]]]:
@@ -109,13 +110,13 @@ class Scorer:
         totals = program(self._variables, jax.device_put(vectors, place), self._batch)
         return np.asarray(totals, float)[: len(archs)].tolist()
 
-    def _program(self, name: str, arch: Arch) -> Any:
+    def _program(self, name: str, arch: Arch) -> Program:
         at = (name, self._supernet.static(arch), self.chunk)
         if at not in self._programs:
             self._programs[at] = self._compiled(self._proxies[name], arch)
         return self._programs[at]
 
-    def _compiled(self, proxy: Proxy, arch: Arch) -> Any:
+    def _compiled(self, proxy: Proxy, arch: Arch) -> Program:
         # The static options of this program are those of its module.
         module = self._supernet.maximal(arch)
         supernet = dataclasses.replace(self._supernet, module=module)
@@ -132,7 +133,7 @@ class Scorer:
             # Without vmap, a network pays for its own layers alone.
             return jax.lax.map(one, vectors) if self.chunk == 1 else jax.vmap(one)(vectors)
 
-        return jax.jit(
+        return Program(
             jax.shard_map(
                 scores,
                 mesh=self._mesh,

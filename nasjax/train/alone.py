@@ -19,6 +19,7 @@ from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
+from nasjax.core.program import Program
 from nasjax.core.supernet import STATISTICS, Supernet, draw
 from nasjax.train import phases
 from nasjax.train.losses import cross_entropy
@@ -55,12 +56,12 @@ class Alone:
             )
         phases.check_images(supernet, dataset, recipe.augmentation)
         self._supernet, self._recipe = supernet, recipe
-        self._run: Any = jax.jit(_program(supernet, dataset, recipe))
+        self._run = Program(_program(supernet, dataset, recipe))
 
     @property
     def compiles(self) -> int:
         """How many programs have been compiled."""
-        return self._run._cache_size()
+        return self._run.compiles
 
     def accuracy(self, arch: Arch, key: jax.Array) -> float:
         """Test accuracy of ``arch`` trained from scratch, everything drawn from ``key``."""

@@ -16,6 +16,7 @@ from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
+from nasjax.core.program import Program
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import sharding, steps
 from nasjax.train.calibrate import calibrate_batch_stats
@@ -57,14 +58,14 @@ class Evaluator:
         self._batch_size = -(-batch_size // shards) * shards
         self._size = size
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 8)
-        self._programs: dict[Any, tuple[Any, Any]] = {}
+        self._programs: dict[Any, tuple[Program, Any]] = {}
         self._batches: list[steps.Batch] | None = None
         self._training: jax.Array | None = None
 
     @property
     def compiles(self) -> int:
         """How many programs have been compiled for architectures of super-networks."""
-        return sum(evaluate._cache_size() for evaluate, _ in self._programs.values())
+        return sum(evaluate.compiles for evaluate, _ in self._programs.values())
 
     def network(
         self,
@@ -148,7 +149,7 @@ class Evaluator:
         totals = self._totals(evaluate, weights, vectors, statistics)
         return np.asarray(totals["correct"] / totals["weight"])[: len(archs)]
 
-    def _program(self, supernet: Supernet, arch: Arch) -> tuple[Any, Any]:
+    def _program(self, supernet: Supernet, arch: Arch) -> tuple[Program, Any]:
         """The compiled evaluation and calibration of chunks of architectures like ``arch``."""
         at = (supernet, supernet.static(arch), self.chunk)
         if at in self._programs:
@@ -168,7 +169,7 @@ class Evaluator:
 
         step = steps.evaluation_step(apply, self._prepare)
         self._programs[at] = (
-            jax.jit(_over_chunk(step, self.chunk, (None, 0, 0, None))),
+            Program(_over_chunk(step, self.chunk, (None, 0, 0, None))),
             jax.jit(_over_chunk(calibrate, self.chunk, (None, 0, None))),
         )
         return self._programs[at]

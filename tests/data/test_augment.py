@@ -24,8 +24,7 @@ IMAGES = np.random.RandomState(0).randint(0, 256, (16, 8, 9, 3)).astype(np.uint8
 LABELS = np.arange(16) % 4
 ONE_HOT = jax.nn.one_hot(LABELS, 4)
 FLOATS = IMAGES.astype(np.float32) / 255
-QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
-ERASE = jax.jit(random_erasing, static_argnums=2, compiler_options=QUICK)
+ERASE = jax.jit(random_erasing, static_argnums=2)
 
 
 def _key(seed=0):
@@ -120,7 +119,7 @@ def test_mixup_share_follows_the_beta_distribution():
 def test_cutmix_label_weight_is_the_share_of_pixels():
     zeros_and_ones = jnp.ones((16, 10, 12, 2)) * (jnp.arange(16) % 2).reshape(-1, 1, 1, 1)
     one_hot = jax.nn.one_hot(jnp.arange(16) % 2, 2)
-    run = jax.jit(cutmix, static_argnums=3, compiler_options=QUICK)
+    run = jax.jit(cutmix, static_argnums=3)
     shares = []
     for key in jax.random.split(_key(), 40):
         images, labels = run(key, zeros_and_ones, one_hot, 1.0)
@@ -132,7 +131,7 @@ def test_cutmix_label_weight_is_the_share_of_pixels():
 
 
 def test_mixing_of_both_kinds_switches():
-    run = jax.jit(mixup_or_cutmix, static_argnums=(3, 4), compiler_options=QUICK)
+    run = jax.jit(mixup_or_cutmix, static_argnums=(3, 4))
 
     def is_cutmix(key):
         images = np.asarray(run(key, FLOATS, ONE_HOT, 1.0, 1.0)[0])
@@ -176,7 +175,7 @@ FULL = Augmentation(
 STATISTICS = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def _apply(augmentation, key, images, labels):
     return augmentation(key, images, labels, 4, *STATISTICS)
 

@@ -1,9 +1,9 @@
 """``python -m tests.golden FILE.json ...``"""
 
 import argparse
-import os
 
 from tests.golden.run import check_files
+from tests.quick import compile_quickly
 
 parser = argparse.ArgumentParser(
     prog="python -m tests.golden",
@@ -11,7 +11,6 @@ parser = argparse.ArgumentParser(
     "FAIL or info (for comparison only). Quantities in parentheses do not count. The exit status "
     "is 1 if a case fails or a file cannot be handled.",
 )
-# Most of the time is compilation: minutes for a step of NASViT.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+compile_quickly()
 parser.add_argument("files", nargs="+", metavar="FILE.json")
 raise SystemExit(check_files(parser.parse_args().files))

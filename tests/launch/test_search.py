@@ -35,7 +35,6 @@ def environment(devices=1):
         **os.environ,
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
 

@@ -12,7 +12,6 @@ from nasjax.core.mixture import one_hot
 from nasjax.core.superpose import ACTIVE
 from nasjax.models.split_attention import Split
 from nasjax.models.vitas import ViTAS
-from tests.golden.kinds._cells import jit
 from tests.spaces.test_vitas import ARCH, IMAGES, randomised, small, superposition
 
 
@@ -45,7 +44,7 @@ def test_what_has_no_mass_is_not_computed() -> None:
     """Weights that are no numbers would show."""
     net = small()
     superposed = superposition(net)(randomised(net), one_hot(net.space, ARCH))
-    run = jit(net.module.apply)
+    run = jax.jit(net.module.apply)
     clean = run(superposed, IMAGES)
     block = superposed["params"]["blocks"]["block"]
     heads = block["attention"]["heads_1"]["query_key"]
@@ -72,7 +71,7 @@ def test_the_super_network_declares_what_it_asks_for() -> None:
 
 def test_initial_values() -> None:
     network = ViTAS(5, 64, 1, (2,), (8,), (200,), patch_size=2)
-    params = nn.unbox(jit(network.init)(jax.random.key(0), IMAGES))["params"]
+    params = nn.unbox(jax.jit(network.init)(jax.random.key(0), IMAGES))["params"]
     assert not params["patch_2"]["class_token"].any() and not params["patch_2"]["positions"].any()
     block = params["blocks_0"]["block"]
     for kernel in (block["fc1"]["kernel"], block["attention"]["heads_2"]["query_key"]["kernel"]):
@@ -85,7 +84,7 @@ def test_half_precision_changes_rounding_alone() -> None:
     net = small(patch_sizes=(2,))
     superposed = superposition(net)(randomised(net), one_hot(net.space, ARCH))
     full, half = (
-        jit(net.module.clone(dtype=dtype).apply)(superposed, IMAGES)
+        jax.jit(net.module.clone(dtype=dtype).apply)(superposed, IMAGES)
         for dtype in (None, jnp.bfloat16)
     )
     assert half.dtype == jnp.float32
@@ -97,15 +96,15 @@ def test_scale_and_drop_path_of_a_network() -> None:
     shapes = nn.unbox(jax.eval_shape(network.init, jax.random.key(0), IMAGES))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(np.float32), shapes)
-    scaled = jit(network.clone(attention_scale=(3.0,)).apply)(variables, IMAGES)
+    scaled = jax.jit(network.clone(attention_scale=(3.0,)).apply)(variables, IMAGES)
     own = jax.tree.map(np.array, variables)
     query_key = own["params"]["blocks_0"]["block"]["attention"]["heads_3"]["query_key"]
     for array in query_key.values():
         array[..., :6] *= 3.0 * 2**0.5  # queries, whose heads have two channels
-    run = jit(network.apply)
+    run = jax.jit(network.apply)
     plain, other = run(variables, IMAGES), run(own, IMAGES)
     np.testing.assert_allclose(other, scaled, rtol=1e-4, atol=1e-5)
-    train = jit(functools.partial(network.apply, train=True))
+    train = jax.jit(functools.partial(network.apply, train=True))
     dropped = train(variables, IMAGES, rngs={"dropout": jax.random.key(1)})
     assert np.max(np.abs(scaled - plain)) > 1e-4 and np.max(np.abs(dropped - plain)) > 1e-4
 

@@ -12,12 +12,12 @@ import pytest
 from nasjax import search, spaces
 from nasjax.core import architecture
 from nasjax.core.mixture import one_hot
+from nasjax.core.program import Program
 from nasjax.core.supernet import Supernet
 from nasjax.search import SearchError, proxies
 from nasjax.search.proxies.nuclear import by_polar_factor, by_singular_values
 from nasjax.search.scoring import Scorer
 from nasjax.train.sharding import make_mesh
-from tests.golden.kinds._cells import jit
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 8, 8, 1)).astype(np.float32)
 LABELS = np.arange(6) % 3
@@ -101,13 +101,13 @@ def test_inside_a_super_network_or_alone(name: str) -> None:
     known = proxies.DSS().prepared(net, variables, archs(net)[0])
     assert known.norms  # as a search has it
     scored = {**chosen, "dss": known}
-    inside = jit(lambda m: {n: p(net, variables, m, batch()) for n, p in scored.items()})
+    inside = Program(lambda m: {n: p(net, variables, m, batch()) for n, p in scored.items()})
     different = []
     for number, arch in enumerate(archs(net)):
         found = inside(one_hot(net.space, arch))
         module, own = net.network(arch), net.extract(variables, arch)
         compared = {n: p for n, p in chosen.items() if not number or n not in SLOW}
-        alone = jit(
+        alone = jax.jit(
             lambda own, module=module, compared=compared: {
                 n: p(module, own, None, batch()) for n, p in compared.items()
             }
@@ -123,7 +123,7 @@ def test_inside_a_super_network_or_alone(name: str) -> None:
                     layers[layer], value, rtol=1e-3, atol=1e-5 * scale, err_msg=f"{proxy} {layer}"
                 )
         different.append([float(total) for total, _ in found.values()])
-    assert inside._cache_size() == 1  # one program for all architectures
+    assert inside.compiles == 1  # one program for all architectures
     assert np.ptp(np.array(different), axis=0).min() > 0
 
 
@@ -137,7 +137,7 @@ def test_dss_is_what_the_paper_writes() -> None:
     def loss(params: Any) -> jax.Array:
         return jnp.sum(module.apply({"params": params}, jnp.ones((1, 8, 8, 1))))
 
-    slopes, expected = jit(jax.grad(loss))(own), 0.0
+    slopes, expected = jax.jit(jax.grad(loss))(own), 0.0
     for i in range(arch["depth"]):
         weights, gradients = own[f"blocks_{i}"], slopes[f"blocks_{i}"]
         for layer in ("qkv", "proj"):
@@ -148,10 +148,10 @@ def test_dss_is_what_the_paper_writes() -> None:
             expected += norms[0] * norms[1]
         for layer in ("fc1", "fc2"):
             expected += np.abs(weights[layer]["kernel"] * gradients[layer]["kernel"]).sum()
-    total, layers = jit(lambda v: proxies.DSS()(net, v, arch, batch()))(variables)
+    total, layers = jax.jit(lambda v: proxies.DSS()(net, v, arch, batch()))(variables)
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     np.testing.assert_allclose(sum(layers.values()), total, rtol=1e-6)
-    released, parts = jit(lambda v: proxies.DSS("released")(net, v, arch, batch()))(variables)
+    released, parts = jax.jit(lambda v: proxies.DSS("released")(net, v, arch, batch()))(variables)
     assert not any("qkv" in n for n in parts) and "head" in parts and released != total
 
 
@@ -186,7 +186,7 @@ def test_activations_and_gradients_of_a_network_of_rectifiers() -> None:
     assert int(proxies.linear_regions()(module, variables, None, given)[0]) == regions
     one, two = ({"image": given["image"][rows]} for rows in (jnp.array([0, 1]), jnp.array([0, 4])))
     for pair in (one, two):
-        slope = jit(jax.grad(lambda p, image: module.apply(p, image[None]).sum()))
+        slope = jax.jit(jax.grad(lambda p, image: module.apply(p, image[None]).sum()))
         rows = [slope(variables, image)["params"] for image in pair["image"]]
         flat = np.stack([np.concatenate([r[n]["kernel"].ravel() for n in r]) for r in rows])
         np.testing.assert_allclose(
@@ -275,8 +275,8 @@ def test_a_convolutional_super_network() -> None:
     arch = archs(net)[0]
     module, own = net.network(arch), net.extract(variables, arch)
     for name in ("snip", "naswot", "ntk"):
-        inside, _ = jit(lambda v, name=name: EVERY[name](net, v, arch, given))(variables)
-        alone, _ = jit(lambda v, name=name: EVERY[name](module, v, None, given))(own)
+        inside, _ = jax.jit(lambda v, name=name: EVERY[name](net, v, arch, given))(variables)
+        alone, _ = jax.jit(lambda v, name=name: EVERY[name](module, v, None, given))(own)
         np.testing.assert_allclose(inside, alone, rtol=1e-3, err_msg=name)
     with pytest.raises(SearchError, match="has no attention"):
         EVERY["dss"](net, variables, arch, given)

@@ -12,6 +12,7 @@ import nasjax
 from nasjax import spaces
 from nasjax.core import architecture, mixture
 from nasjax.core.errors import ArchitectureError, SpaceError
+from nasjax.core.program import Program
 from nasjax.models import convolution, operations
 from nasjax.spaces.darts import PUBLISHED
 
@@ -62,7 +63,7 @@ def searched(name, **options):
     batch = 1 if name == "toy_conv_macro" else 4  # large images, and no statistics of batches
     images = jax.random.normal(jax.random.key(1), (batch, *net.input_shape))
 
-    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(Program, static_argnums=2)
     def apply(variables, weights, train):
         return quiet(net.module).apply(net.superpose(variables, weights), images, train=train)
 
@@ -82,7 +83,7 @@ def test_one_hot_equals_extracted_in_train_and_eval_mode(name, sharing):
         for train in (False, True):
             inside = apply(variables, nasjax.one_hot(net.space, arch), train)
             assert worst(inside, alone.apply(small, images, train=train)) < 1e-5, (arch, train)
-    assert apply._cache_size() == 2
+    assert apply.compiles == 2
 
 
 @pytest.mark.parametrize(("name", "sharing"), SHARED)

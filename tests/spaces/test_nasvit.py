@@ -28,7 +28,6 @@ from nasjax.spaces import make
 from nasjax.spaces.hybrid import Stage
 from nasjax.spaces.nasvit import nasvit, nasvit_paper
 from nasjax.train.calibrate import calibrate_batch_stats
-from tests.golden.kinds._cells import jit
 
 # Widths before a stage are those of the stage: shortcuts are identities in some architectures.
 CONVOLUTIONS = Stage("mb1", (8, 16), (1, 3), (3, 5), (2, 3), squeeze=True, stride=2)
@@ -92,13 +91,13 @@ class Program:
         self.net = small(name)
         self.weights = randomised(self.net)
         self.programs: dict[Any, Any] = {}
-        self.superpose = jit(self.net.superpose)
+        self.superpose = jax.jit(self.net.superpose)
 
     def calibrated(self, arch: Any) -> Any:
         """Logits of the one-hot super-network, and its statistics, those of the images."""
         static = self.net.static(arch)
         if static not in self.programs:
-            self.programs[static] = jit(functools.partial(calibrated, self.net.maximal(arch)))
+            self.programs[static] = jax.jit(functools.partial(calibrated, self.net.maximal(arch)))
         given = {**self.weights, **self.net.empty_statistics}
         return self.programs[static](self.superpose(given, one_hot(self.net.space, arch)))
 
@@ -132,9 +131,9 @@ def test_a_one_hot_super_network_is_the_extracted_network(name: str) -> None:
         alone = net.extract({**program(name).weights, STATISTICS: statistics}, arch)
         network = net.network(arch)
         if seed:
-            assert_same(logits, jit(network.apply)(alone, IMAGES[0]), str(arch))
+            assert_same(logits, jax.jit(network.apply)(alone, IMAGES[0]), str(arch))
             continue
-        own, calibration = jit(functools.partial(calibrated, network))(alone)
+        own, calibration = jax.jit(functools.partial(calibrated, network))(alone)
         assert_same(logits, own, str(arch))
         for ours, theirs in zip(
             *map(jax.tree.leaves, (alone[STATISTICS], calibration)), strict=True
@@ -154,7 +153,7 @@ def test_loops_compute_what_unrolled_layers_do(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     apply = functools.partial(net.maximal(arch).apply, {**mixed, STATISTICS: statistics})
     assert "cond[" in str(jax.make_jaxpr(apply)(IMAGES[0]))
-    assert_same(jit(apply)(IMAGES[0]), unrolled)
+    assert_same(jax.jit(apply)(IMAGES[0]), unrolled)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -185,7 +184,7 @@ def test_a_mixed_shortcut_is_the_mean_over_architectures() -> None:
     module = Shortcut(sizes.features, 1, sizes.shortcut, sizes.same, axes, weighed=True)
     x = np.random.default_rng(3).standard_normal((2, 3, 3, 16)).astype(np.float32)
 
-    @jit
+    @jax.jit
     def run(mixture: Any) -> jax.Array:
         whole = net.superpose(weights, mixture)
         own = {c: whole[c]["mb1_opening"]["shortcut"] for c in ("params", "active")}
@@ -217,7 +216,7 @@ def test_mixtures_have_finite_gradients_that_reach_every_choice_and_weight() -> 
         logits, _ = module.apply(given, IMAGES[0], train=True, mutable=[STATISTICS])
         return jnp.sum(logits * PUSH)
 
-    by_weights, by_mixture = jit(jax.grad(loss, argnums=(0, 1)))(weights, mixture)
+    by_weights, by_mixture = jax.jit(jax.grad(loss, argnums=(0, 1)))(weights, mixture)
     for path, gradient in jax.tree.leaves_with_path((by_weights, by_mixture)):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(gradient).all(), name
@@ -244,8 +243,8 @@ def test_blocks_beyond_the_depth_write_nothing_without_scaling_either() -> None:
     assert {"mb2_0"} == {name for name in alone["params"] if name.startswith(("mb1_0", "mb2_"))} - {
         "mb2_opening"
     }
-    inside = jit(net.maximal(arch).apply)(superposed, images)
-    assert_same(inside, jit(net.network(arch).apply)(alone, images))
+    inside = jax.jit(net.maximal(arch).apply)(superposed, images)
+    assert_same(inside, jax.jit(net.network(arch).apply)(alone, images))
 
 
 def test_features_of_images_of_any_size() -> None:
@@ -282,14 +281,14 @@ def test_maps_larger_than_the_table_of_positions() -> None:
 
 
 def attend(sizes: TransformerSizes, variables: Any, x: Any) -> jax.Array:
-    return jit(TalkingAttention(sizes).apply)(variables, x)
+    return jax.jit(TalkingAttention(sizes).apply)(variables, x)
 
 
 def test_windows_are_attention_within_them() -> None:
     """Attention within 4 windows is global attention on each quarter of the map."""
     whole = TransformerSizes(16, 16, position_side=4)
     x = np.random.default_rng(2).standard_normal((2, 6, 4, 16)).astype(np.float32)
-    init = jit(TalkingAttention(whole).init)
+    init = jax.jit(TalkingAttention(whole).init)
     variables = nn.unbox(init(jax.random.key(0), x[:, :4]))
     values = variables["params"]["value_conv"]
     values["kernel"] = jnp.zeros((3, 3, 1, 64)).at[1, 1].set(1.0)  # which would cross windows

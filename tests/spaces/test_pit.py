@@ -12,12 +12,12 @@ from nasjax.core import architecture
 from nasjax.core.errors import ArchitectureError, SpaceError
 from nasjax.core.flops import count_multiply_adds
 from nasjax.core.mixture import argmax, one_hot, uniform
+from nasjax.core.program import Program
 from nasjax.core.supernet import Supernet
 from nasjax.interop import WeightsError
 from nasjax.interop import pit as interop
 from nasjax.models.pit import PiT
 from nasjax.spaces.pit import OPTIONS, PUBLISHED, pit
-from tests.golden.kinds._cells import jit
 
 SMALL: dict[str, Any] = {
     "base_dim": (2, 3),
@@ -60,7 +60,7 @@ def variables() -> Any:
 
 def test_a_one_hot_super_network_is_the_extracted_network() -> None:
     net, outputs = small(), []
-    inside = jit(lambda mixture: net.module.apply(net.superpose(variables(), mixture), IMAGES))
+    inside = Program(lambda mixture: net.module.apply(net.superpose(variables(), mixture), IMAGES))
     # Every growth of the width, at either pool.
     heads = [(1, 2, 2), (1, 2, 4), (1, 4, 4), (2, 2, 2), (2, 4, 4), (2, 2, 4)]
     for i, chosen in enumerate(heads):
@@ -76,7 +76,7 @@ def test_a_one_hot_super_network_is_the_extracted_network() -> None:
             np.testing.assert_allclose(
                 found, expected, rtol=0, atol=1e-5 * scale, err_msg=f"{arch}"
             )
-    assert inside._cache_size() == 1
+    assert inside.compiles == 1
     assert np.std(np.stack(outputs), axis=0).min() > 1e-3
 
 
@@ -121,7 +121,7 @@ def test_gradients_reach_every_choice() -> None:
         logits = net.module.apply(net.superpose(variables(), mixture), IMAGES)
         return jnp.sum(jnp.square(logits))
 
-    slopes = jit(jax.grad(loss))(uniform(net.space))
+    slopes = jax.jit(jax.grad(loss))(uniform(net.space))
     for name, options in SMALL.items():
         assert len(options) == 1 or np.ptp(slopes[name]) > 0, name
 

@@ -18,7 +18,6 @@ from nasjax.core.supernet import Supernet
 from nasjax.models.vitas import ViTAS
 from nasjax.spaces import make
 from nasjax.spaces.vitas import BLOCKS, NET_IDS, RATIOS, from_net_id, vitas
-from tests.golden.kinds._cells import jit
 from tests.models import numpy_vitas
 
 SMALL: dict[str, Any] = {
@@ -79,7 +78,7 @@ class Compiled(NamedTuple):
 @functools.cache
 def superposition(net: Supernet) -> Callable[..., Any]:
     """Variables of the super-network under a mixture, compiled."""
-    return jit(net.superpose)
+    return jax.jit(net.superpose)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def program() -> Compiled:
         module = nets["left"].maximal({"patch_size": patch_size})
         return module.apply(variables, IMAGES)
 
-    programs = {size: jit(functools.partial(run, size)) for size in SMALL["patch_sizes"]}
+    programs = {size: jax.jit(functools.partial(run, size)) for size in SMALL["patch_sizes"]}
     return Compiled(nets, randomised(nets["left"]), programs, traces)
 
 
@@ -137,7 +136,7 @@ def test_a_network_of_identities_is_its_embedding(program: Compiled) -> None:
 def test_networks_are_those_of_the_equations(program: Compiled) -> None:
     net = program.nets["right"]
     small_tree = net.extract(program.variables, ARCH)
-    got = jit(net.network(ARCH).apply)(small_tree, IMAGES)
+    got = jax.jit(net.network(ARCH).apply)(small_tree, IMAGES)
     assert_same(got, extracted(net, program.variables, ARCH))
 
 
@@ -145,7 +144,9 @@ def test_so_it_is_where_heads_share_nothing() -> None:
     net = small(shared="none")
     variables = randomised(net)
     superposed = superposition(net)(variables, one_hot(net.space, ARCH))
-    assert_same(jit(net.maximal(ARCH).apply)(superposed, IMAGES), extracted(net, variables, ARCH))
+    assert_same(
+        jax.jit(net.maximal(ARCH).apply)(superposed, IMAGES), extracted(net, variables, ARCH)
+    )
 
 
 def loss(module: nn.Module, variables: Any) -> jax.Array:
@@ -154,7 +155,7 @@ def loss(module: nn.Module, variables: Any) -> jax.Array:
 
 @functools.cache
 def weight_gradient(module: nn.Module) -> Callable[[Any], Any]:
-    return jit(jax.grad(functools.partial(loss, module)))
+    return jax.jit(jax.grad(functools.partial(loss, module)))
 
 
 @pytest.mark.parametrize(("side", "remat"), [("left", False), ("right", True)])
@@ -180,7 +181,9 @@ def test_gradients_are_those_of_the_extracted_network(
 def test_mixtures_are_finite_and_tend_to_the_architecture(program: Compiled) -> None:
     net = program.nets["left"]
 
-    score = jit(jax.value_and_grad(lambda m: loss(net.module, net.superpose(program.variables, m))))
+    score = jax.jit(
+        jax.value_and_grad(lambda m: loss(net.module, net.superpose(program.variables, m)))
+    )
     value, gradient = score(uniform(net.space))
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradient.values())
     assert all(np.any(gradient[c] != 0) for c in gradient if c != "patch_size")
@@ -202,7 +205,7 @@ def test_one_program_maps_over_architectures(program: Compiled) -> None:
     def forward(mixture: Any) -> jax.Array:
         return module.apply(net.superpose(program.variables, mixture), IMAGES)
 
-    together = jit(jax.vmap(forward))(stacked)
+    together = jax.jit(jax.vmap(forward))(stacked)
     for arch, output in zip(archs, together, strict=True):
         assert_same(output, program.output(arch, "right"))
 

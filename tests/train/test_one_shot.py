@@ -16,6 +16,7 @@ from nasjax import data, sampling
 from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError
 from nasjax.core.mixture import one_hot
+from nasjax.core.program import Program
 from nasjax.core.supernet import STATISTICS
 from nasjax.train import loop, optim, phases, sharding, steps
 from nasjax.train import state as states
@@ -116,12 +117,12 @@ def test_several_paths_are_the_mean_of_their_gradients(norm):
 
 def test_one_program_for_all_architectures():
     net = toy()
-    step = jax.jit(steps.one_shot_step([net], net.module, TX, prepare))
+    step = Program(steps.one_shot_step([net], net.module, TX, prepare))
     state = states.create(jax.random.key(1), randomised(net), TX)
     for seed in range(6):
         drawn = architecture.sample(net.space, jax.random.key(seed))
         state, _ = step(state, batch(seed), encoded(net, [drawn]))
-    assert step._cache_size() == 1 and int(state.step) == 6
+    assert step.compiles == 1 and int(state.step) == 6
 
 
 def test_the_logits_of_two_ends_are_added_up():

@@ -14,6 +14,7 @@ import pytest
 from nasjax import data, sampling, spaces
 from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError
+from nasjax.core.program import Program
 from nasjax.core.supernet import STATISTICS
 from nasjax.train import optim, projection, sharding
 from nasjax.train import state as states
@@ -43,7 +44,7 @@ PLAIN = Sandwich(projection="sum")
 @functools.cache
 def made(settings=PLAIN, norm=False, start=0):
     net = toy(norm)
-    step = jax.jit(sandwich_step(net, ARCHS, TX, prepare, settings, start=start, window=2))
+    step = Program(sandwich_step(net, ARCHS, TX, prepare, settings, start=start, window=2))
     state = states.create(jax.random.key(1), randomised(net), TX, statistics=no_conflicts(net))
     return net, step, state
 
@@ -124,7 +125,7 @@ def test_before_its_epoch_gradients_are_added_up_by_the_same_program():
     for number, expected in ((2, plain), (3, projected)):
         at = dataclasses.replace(state, step=jnp.array(number))
         assert_close(moved(step, at, encoded(net, ARCHS))[0], expected)
-    assert step._cache_size() == 1
+    assert step.compiles == 1
 
 
 def test_one_program_for_all_random_architectures():
@@ -135,7 +136,7 @@ def test_one_program_for_all_random_architectures():
         archs = sampler(jax.random.key(0), number)
         seen.add(str(archs))
         state, _ = step(state, batch(number), encoded(net, archs))
-    assert step._cache_size() == 1 and int(state.step) == 6 and len(seen) > 3
+    assert step.compiles == 1 and int(state.step) == 6 and len(seen) > 3
 
 
 def test_the_sub_networks_learn_from_detached_logits():
@@ -321,7 +322,7 @@ def test_the_largest_network_learns_from_networks_that_are_no_part_of_the_progra
     logits = [jnp.arange(CLASSES) / 3.0, jnp.ones(CLASSES)]
     pairs = [(_Constant(), {"params": {"logits": x}}) for x in logits]
     teacher = network_teacher(*pairs)
-    step = jax.jit(sandwich_step(net, ARCHS, TX, prepare, PLAIN, teacher=teacher))
+    step = Program(sandwich_step(net, ARCHS, TX, prepare, PLAIN, teacher=teacher))
     _, _, metrics = moved(step, state, encoded(net, ARCHS), teacher.variables)
     images, labels = prepare(None, batch())
     output = net.network(LARGE).apply({"params": state.weights}, images, train=True)
@@ -330,7 +331,7 @@ def test_the_largest_network_learns_from_networks_that_are_no_part_of_the_progra
     assert float(metrics["train_accuracy"]) == pytest.approx(float(accuracy(output, labels)))
     others = jax.tree.map(lambda x: x + jnp.arange(CLASSES), teacher.variables)
     _, _, again = moved(step, state, encoded(net, ARCHS), others)
-    assert step._cache_size() == 1 and float(again["train_loss"]) != float(metrics["train_loss"])
+    assert step.compiles == 1 and float(again["train_loss"]) != float(metrics["train_loss"])
 
 
 def test_stored_logits_find_their_examples(whole, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from nasjax import relax
 from nasjax.core.errors import NasjaxError
+from nasjax.core.program import Program
 from nasjax.spaces import vision_transformer
 from nasjax.train import optim, steps
 from nasjax.train import state as states
@@ -60,7 +61,7 @@ def make(supernet, method=None, tx=None, **options):
     weights = supernet.init(jax.random.key(0))["params"]
     average = options.get("decay", 0) > 0
     create = functools.partial(states.create, tx=tx, average=average)
-    return jax.jit(step), jax.jit(create)(jax.random.key(2), weights, alphas=alphas)
+    return Program(step), jax.jit(create)(jax.random.key(2), weights, alphas=alphas)
 
 
 def differ(first, second):
@@ -286,7 +287,7 @@ def test_one_program_for_every_step(supernet):
     step, state = make(supernet, method=method)
     for i in range(5):
         state, metrics = step(state, batch(i), batch(i + 1))
-    assert step._cache_size() == 1
+    assert step.compiles == 1
     assert int(state.step) == 5 and np.isfinite(metrics["train_loss"])
 
 

@@ -239,26 +239,13 @@ def _made(block: nn.Module, flags: tuple[Any, ...], shape: tuple[int, ...]) -> A
 
 def program(function: Callable[..., Any], **options: Any) -> Any:
     """``function`` as a program, and its gradient as another."""
-    compiled = jit(function, **options)
-    pull_back = jit(lambda given, cotangent: jax.vjp(function, *given)[1](cotangent), **options)
+    compiled = jax.jit(function, compiler_options=options)
+    pull_back = jax.jit(
+        lambda given, cotangent: jax.vjp(function, *given)[1](cotangent), compiler_options=options
+    )
     differentiable = jax.custom_vjp(compiled)
     differentiable.defvjp(lambda *given: (compiled(*given), given), pull_back)
     return differentiable
-
-
-def jit(function: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit``, to be compiled fast rather than to run fast; not differentiable."""
-    return jax.jit(function, compiler_options=_quick() | options)
-
-
-@functools.cache
-def _quick() -> dict[str, Any]:
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda: 0, compiler_options=options)()
-    except Exception:  # an option of some versions of XLA
-        return {}
-    return options
 
 
 class Searched:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from nasjax.core.supernet import Supernet
@@ -15,7 +16,6 @@ from nasjax.models.talking_attention import TransformerBlock
 from nasjax.spaces.hybrid import Stage
 from nasjax.spaces.nasvit import nasvit
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells
 
 STAGES = tuple(f"mb{i}" for i in range(1, 8))
 TRANSFORMERS = STAGES[3:]
@@ -95,4 +95,4 @@ def by_block(module: nn.Module, variables: Any, x: Any) -> tuple[Any, dict[str, 
 
 @functools.cache
 def _program(block: nn.Module) -> Any:
-    return _cells.jit(lambda variables, x: block.apply(variables, x, False))
+    return jax.jit(lambda variables, x: block.apply(variables, x, False))

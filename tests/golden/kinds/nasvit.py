@@ -16,7 +16,7 @@ from nasjax.interop.nasvit import export_weights, import_weights
 from nasjax.models.talking_attention import resize_cubic
 from nasjax.train.calibrate import calibrate_batch_stats
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells, _nasvit
+from tests.golden.kinds import _nasvit
 from tests.golden.outcome import Case, Quantity
 
 _TAPS = {"stem": "first", "final_expand": "last_expand"}
@@ -47,7 +47,7 @@ class _Net:
     def __init__(self, fixture: Fixture) -> None:
         self.supernet = _nasvit.supernet(fixture)
         self.variables = import_weights(fixture.weights(), self.supernet)
-        self._superpose = _cells.jit(self.supernet.superpose)
+        self._superpose = jax.jit(self.supernet.superpose)
         self._programs: dict[Any, Any] = {}
 
     def superposed(self, arch: Mapping[str, Any]) -> Any:
@@ -60,13 +60,13 @@ class _Net:
         x = resize_cubic(x, (module.resolution, module.resolution))
         key = (self.supernet.static(arch), x.shape)
         if key not in self._programs:
-            self._programs[key] = _cells.jit(module.apply)
+            self._programs[key] = jax.jit(module.apply)
         return self._programs[key](variables, x)
 
     def trained(self, arch: Mapping[str, Any], x: Any) -> Any:
         """Maps and logits in training mode, and the new statistics."""
         if "train" not in self._programs:
-            self._programs["train"] = _cells.jit(
+            self._programs["train"] = jax.jit(
                 lambda variables, x: self.supernet.maximal(arch).apply(
                     variables, x, True, True, method="_run", mutable=[STATISTICS]
                 )
@@ -139,7 +139,7 @@ def _calibrated(fixture: Fixture, case: Mapping[str, Any], net: _Net) -> Iterato
     arch = _nasvit.architecture(net.supernet, case["arch"])
     batches = np.stack([_nasvit.images(fixture, tag) for tag in case["calibration_inputs"]])
     module, superposed = net.supernet.maximal(arch), net.superposed(arch)
-    calibrate = _cells.jit(lambda v, x: calibrate_batch_stats(module, v, x))
+    calibrate = jax.jit(lambda v, x: calibrate_batch_stats(module, v, x))
     statistics = calibrate(superposed, batches)
     given = {**superposed, STATISTICS: statistics}
     logits = net.logits(arch, given, _nasvit.images(fixture, case["input"]))

@@ -19,7 +19,7 @@ from nasjax.train.distillation import adaptive_alpha, soft_target
 from nasjax.train.losses import cross_entropy
 from nasjax.train.sandwich import stacked_tensors
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells, _nasvit
+from tests.golden.kinds import _nasvit
 from tests.golden.outcome import Case, Quantity, relative_error
 
 
@@ -58,7 +58,7 @@ def _step(fixture: Fixture, case: Mapping[str, Any]) -> Iterator[Quantity]:
                 return cross_entropy(logits, soft_target(teachers)), logits
             return adaptive_alpha(logits, target), logits
 
-        run = _cells.jit(jax.value_and_grad(loss, has_aux=True))
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (value, logits), gradient = run(variables["params"])
         target = logits if target is None else target
         name = listed["name"]

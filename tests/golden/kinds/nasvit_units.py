@@ -26,7 +26,6 @@ from nasjax.models.talking_attention import (
     resize_position_table,
 )
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells
 from tests.golden.outcome import Case, Quantity
 
 _SIDE = 18  # of the map that the tables of positions cover
@@ -96,7 +95,7 @@ def _run(module: nn.Module, variables: Any, x: np.ndarray) -> tuple[np.ndarray, 
     def apply(variables: Any, x: Any) -> Any:
         return module.apply(variables, x, False, capture_intermediates=True, mutable=True)
 
-    y, changed = _cells.jit(apply)(variables, x)
+    y, changed = jax.jit(apply)(variables, x)
     return np.moveaxis(np.asarray(y), -1, 1), changed["intermediates"]
 
 

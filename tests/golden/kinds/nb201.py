@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax import traverse_util
 
 from nasjax.core.supernet import Supernet
@@ -60,7 +61,7 @@ def _standalone(
     quantities += _counts(case, supernet, _cells.leaf_sizes(variables["params"]))
     after = case.get("running_stats_after_one_train_forward")
     if after is not None:
-        run = _cells.jit(lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"])[1])
+        run = jax.jit(lambda v, x: network.apply(v, x, train=True, mutable=["batch_stats"])[1])
         text = _cells.model(fixture, case["model"])["constructor"]["genotype"]
         quantities += _statistics(fixture, after, run(variables, x), supernet, text)
     return _cells.case_of(case, quantities, case["output"])

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from nasjax.core.mixture import one_hot
@@ -14,7 +15,7 @@ from nasjax.core.supernet import Supernet
 from nasjax.interop.autoformer import import_weights
 from nasjax.search import proxies
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells, _vision
+from tests.golden.kinds import _vision
 from tests.golden.kinds.autoformer import options
 from tests.golden.outcome import Case, Quantity
 
@@ -81,12 +82,12 @@ class _Part:
     @functools.cached_property
     def inside(self) -> Callable[..., Any]:
         """``mixture -> scores`` of the super-network, compiled once."""
-        return _cells.jit(lambda mixture: self.scores(self.supernet, self.variables, mixture))
+        return jax.jit(lambda mixture: self.scores(self.supernet, self.variables, mixture))
 
     def alone(self, arch: Mapping[str, Any]) -> Any:
         """The scores of the extracted network."""
         own, module = self.supernet.extract(self.variables, arch), self.supernet.network(arch)
-        return _cells.jit(lambda own: self.scores(module, own, None))(own)
+        return jax.jit(lambda own: self.scores(module, own, None))(own)
 
     def scores(self, model: Any, variables: Any, arch: Any) -> dict[str, Any]:
         """All scores with their parts, and all kernels."""

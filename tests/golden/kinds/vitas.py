@@ -13,7 +13,6 @@ from nasjax.core.mixture import one_hot
 from nasjax.interop.vitas import export_weights, import_weights, released_network
 from nasjax.spaces.vitas import IDENTITY, SIDES, vitas
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells
 from tests.golden.outcome import Case, Quantity
 
 PAPER = "output_paper"  # aligned ratios, the whole table of positions, heads' own scale
@@ -66,7 +65,7 @@ class _Nets:
         self.sides = {side: vitas(side=side, shared=shared, **arguments) for side in SIDES}
         changed = {"params_changed": change.get("params_added", ())}
         self.variables = import_weights(fixture.weights({**change, **changed}), self.sides["left"])
-        self._superpose = {s: _cells.jit(net.superpose) for s, net in self.sides.items()}
+        self._superpose = {s: jax.jit(net.superpose) for s, net in self.sides.items()}
         self._programs: dict[Any, Any] = {}
 
     def compiled(self, arch: Mapping[str, Any]) -> bool:
@@ -78,7 +77,7 @@ class _Nets:
         left = self.sides["left"]
         mixture, static = one_hot(left.space, arch), left.static(arch)
         if static not in self._programs:
-            self._programs[static] = _cells.jit(left.maximal(arch).apply)
+            self._programs[static] = jax.jit(left.maximal(arch).apply)
         return {
             side: self._programs[static](superpose(self.variables, mixture), images)
             for side, superpose in self._superpose.items()
@@ -94,7 +93,7 @@ class _Nets:
         def pull_back(variables: Any, cotangent: jax.Array) -> Any:
             return jax.vjp(lambda v: module.apply(v, images), variables)[1](cotangent)[0]
 
-        program, total = _cells.jit(pull_back), None
+        program, total = jax.jit(pull_back), None
         for superpose in self._superpose.values():
             by_weights = program(superpose(self.variables, mixture), by_logits)
             # A product with a mask is its own transpose.
@@ -132,7 +131,7 @@ def _check_super(fixture: Fixture, case: Mapping[str, Any], nets: _Nets) -> Iter
     logits = nets.logits(arch, images)
     outputs = {f"{side} one-hot": (side, output) for side, output in logits.items()}
     if first:
-        run = _cells.jit(lambda v, x: left.network(arch).apply(left.extract(v, arch), x))
+        run = jax.jit(lambda v, x: left.network(arch).apply(left.extract(v, arch), x))
         outputs["left extracted"] = ("left", run(nets.variables, images))
     for name, (side, output) in outputs.items():
         expected = fixture.array(case["output"][side][PAPER])
@@ -171,10 +170,10 @@ def _check_alone(fixture: Fixture, case: Mapping[str, Any], nets: _Nets) -> Iter
     key, name = case["params"].split("/")
     tensors = {entry["name"]: fixture.draw(entry) for entry in fixture.get(key)[name]}
     variables = import_weights(tensors, net, arch)
-    paper = _cells.jit(net.network(arch).apply)(variables, images)
+    paper = jax.jit(net.network(arch).apply)(variables, images)
     yield Quantity.of(PAPER, "output", paper, fixture.array(case["output"][PAPER]))
     released = released_network(net, arch)
-    coded = _cells.jit(released.apply)(variables, images)
+    coded = jax.jit(released.apply)(variables, images)
     yield Quantity.of("as released", "output", coded, fixture.array(case["output"]["output"]))
     kept = [i for i, h in enumerate(arch["heads"]) if h]
     scales = [released.attention_scale[i] for i in kept]

@@ -15,7 +15,6 @@ from nasjax.core.supernet import Supernet
 from nasjax.interop.vitas import import_weights, released_network
 from nasjax.spaces.vitas import IDENTITY, RATIOS, SIZES, from_net_id, vitas
 from tests.golden.fixture import Fixture
-from tests.golden.kinds import _cells
 from tests.golden.kinds.vitas import space_arguments
 from tests.golden.outcome import Case, Quantity
 
@@ -93,7 +92,7 @@ def _full_size(fixture: Fixture) -> Case:
     found = []
     networks = {"": released_network(net, name), "_paper": net.network(net.architecture(name))}
     for suffix, network in networks.items():
-        logits = np.asarray(_cells.jit(network.apply)(variables, images))
+        logits = np.asarray(jax.jit(network.apply)(variables, images))
         expected = fixture.array(described[f"output{suffix}"])
         shown = logits[:, : expected.shape[1]]
         found.append(Quantity.of(f"output{suffix}", "output", shown, expected))
