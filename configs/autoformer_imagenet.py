@@ -38,7 +38,7 @@ def get_config(variant: str = "T") -> ConfigDict:
                     "image_size": 224,
                     "patch_size": 16,
                     "num_classes": CLASSES,
-                    "remat": False,
+                    "remat": "none",
                     "dtype": "bfloat16",
                 },
                 "data": {

@@ -190,14 +190,12 @@ def open_oracle(experiment: Experiment) -> Oracle | None:
     return oracle
 
 
-RULES: Mapping[str, sharding.Rules] = {
-    "replicated": sharding.REPLICATED,
-    "tensor": sharding.TENSOR_PARALLEL,
-}
-
-
 def open_experiment(
-    config: ConfigDict | Mapping[str, Any], workdir: str, *, tensorboard: bool = False
+    config: ConfigDict | Mapping[str, Any],
+    workdir: str,
+    *,
+    tensorboard: bool = False,
+    profile: int = 0,
 ) -> Experiment:
     """Build the objects of a run and claim its working directory."""
     values = plain(config)
@@ -205,15 +203,16 @@ def open_experiment(
     # An empty option is one left at its default, so that a name can be replaced on its own.
     dataset = data.load(**{n: v for n, v in values["data"].items() if v != ""})
     place = values.get("sharding", "replicated")
-    if place not in RULES:
-        raise NasjaxError(f"config.sharding is {place!r}; {did_you_mean(place, RULES)}")
+    if place not in sharding.RULES:
+        raise NasjaxError(f"config.sharding is {place!r}; {did_you_mean(place, sharding.RULES)}")
     session = open_session(
         workdir,
         values,
         mesh=sharding.make_mesh(**values.get("mesh", {})),
-        rules=RULES[place],
+        rules=sharding.RULES[place],
         seed=values["seed"],
         tensorboard=tensorboard,
+        profile=profile,
     )
     return Experiment(values, session, supernet, dataset)
 
@@ -379,6 +378,27 @@ def _set_up_logs() -> None:
     ours.propagate = False
 
 
+def join_hosts() -> None:
+    """Join the other processes of the run, where the environment says that there are some.
+
+    ``NASJAX_DISTRIBUTED=1`` says so; JAX finds the hosts of a TPU pod or a Slurm job by itself, and
+    otherwise reads ``JAX_COORDINATOR_ADDRESS``, ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``.
+
+    Raises:
+      NasjaxError: if one of these is no number.
+    """
+    if os.environ.get("NASJAX_DISTRIBUTED") != "1":
+        return
+    given = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+    found = {
+        name: os.environ[variable] for name, variable in given.items() if variable in os.environ
+    }
+    for name, text in found.items():
+        if not text.isdigit():
+            raise NasjaxError(f"{given[name]} is {text!r}; a number was expected.")
+    jax.distributed.initialize(**{name: int(text) for name, text in found.items()})
+
+
 def one_lapack_thread() -> None:
     """Let LAPACK, which is loaded with the first decomposition, leave the cores to XLA.
 
@@ -417,9 +437,8 @@ def launch(main: Callable[[list[str]], None], commands: Sequence[str] = ()) -> N
             )
             sys.exit(2)
         _set_up_logs()
-        if os.environ.get("NASJAX_DISTRIBUTED") == "1":
-            jax.distributed.initialize()  # finds the other hosts of a TPU pod or a Slurm job
         with one_sentence():
+            join_hosts()
             main(argv)
 
     app.run(guarded, flags_parser=parse)

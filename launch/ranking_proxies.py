@@ -113,9 +113,10 @@ def _alone(run: Experiment, archs: Archs, seeds: int) -> list[list[float]]:
                         key = jax.random.fold_in(key, gene + 1)
                     history.add(arch, {"accuracy": trainer.accuracy(arch, key)})
                 bar.update(1)
-                if interrupt.signal is not None:
+                stop = interrupt.stops()
+                if stop is not None:
                     raise Stopped(
-                        f"{interrupt.signal}: stopped after {bar.n} of {bar.total} trainings, all "
+                        f"{stop}: stopped after {bar.n} of {bar.total} trainings, all "
                         "of them saved; run the same command again to continue."
                     )
             found.append([(history.get(arch) or {})["accuracy"] for arch in archs])

@@ -59,6 +59,7 @@ TRAINED = flags.DEFINE_string(
     "trained", None, "A search's --workdir, or a file: a super-network to search without training."
 )
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Steps of each phase to trace.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -74,7 +75,9 @@ def main(argv: list[str]) -> None:
                 "it replaces; a training that begins with given weights takes --weights alone."
             )
         values["search"]["trained"] = TRAINED.value
-    run = open_experiment(values, WORKDIR.value, tensorboard=TENSORBOARD.value)
+    run = open_experiment(
+        values, WORKDIR.value, tensorboard=TENSORBOARD.value, profile=PROFILE.value
+    )
     oracle = open_oracle(run)
     announce(run, run.recipe("search").batch_size)
     _write_result(run, [], [], {})

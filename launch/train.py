@@ -35,6 +35,7 @@ WEIGHTS = flags.DEFINE_string(
     "weights", None, "For --init inherit: a search's --workdir, or a file of weights."
 )
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Whether to write TensorBoard events too.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Steps of each phase to trace.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +45,10 @@ def main(argv: list[str]) -> None:
         raise NasjaxError("--weights belongs to --init inherit, which needs it; give both or none.")
     job = {"arch": ARCH.value, "init": INIT.value, "weights": WEIGHTS.value}
     run = open_experiment(
-        {**plain(CONFIG.value), "train": job}, WORKDIR.value, tensorboard=TENSORBOARD.value
+        {**plain(CONFIG.value), "train": job},
+        WORKDIR.value,
+        tensorboard=TENSORBOARD.value,
+        profile=PROFILE.value,
     )
     recipe = run.recipe("finetune" if INIT.value == "inherit" else "retrain")
     announce(run, recipe.batch_size)

@@ -221,7 +221,7 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
             "image_size": int(resolution),
             "patch_size": 16 if large else 2,
             "num_classes": classes,
-            "remat": False,
+            "remat": "none",
         },
         "data": {"name": name, "data_dir": ""},
         "search": vit_search(augmentation),

@@ -30,6 +30,13 @@ def replicated(sharding: NamedSharding | None) -> NamedSharding | None:
     return None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
 
 
+def stacked(sharding: NamedSharding | None) -> NamedSharding | None:
+    """The sharding of several batches along a new first axis, which is not divided."""
+    if sharding is None:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+
+
 def check_batch_size(batch_size: int, sharding: NamedSharding | None) -> None:
     """Raises DataError unless the batch is divided evenly over the devices."""
     if batch_size < 1:

@@ -18,6 +18,7 @@ from nasjax.data._placement import (
     place_whole,
     process_share,
     replicated,
+    stacked,
 )
 from nasjax.data._records import read_examples
 from nasjax.data.errors import DataError
@@ -30,6 +31,8 @@ Batch = dict[str, jax.Array]
 @runtime_checkable
 class Loader(Protocol):
     """What a training loop needs of its data; write these members to bring a loader of your own.
+
+    Where several steps are done together it also needs `batches(start, count)`, which stacks them.
 
     Attributes:
         batch_size: examples in a batch, over all devices and processes.
@@ -85,6 +88,7 @@ class ArrayLoader:
         self._images = place_whole(source.images, replicated(sharding))
         self._labels = place_whole(source.labels, replicated(sharding))
         self._gather = jax.jit(_gather, out_shardings=sharding)
+        self._stack = jax.jit(_gather, out_shardings=stacked(sharding))
         # The order of the epoch last asked for; only saves drawing it again for every batch.
         self._order: tuple[int, np.ndarray] | None = None
 
@@ -102,6 +106,11 @@ class ArrayLoader:
     def batch(self, step: int) -> Batch:
         """Batch number `step`: "image" uint8 `(batch, h, w, c)` and "label" int32 `(batch,)`."""
         return self._gather(self._images, self._labels, self.indices(step))
+
+    def batches(self, start: int, count: int) -> Batch:
+        """Batches `start` to `start + count - 1`, stacked along a new first axis."""
+        rows = np.stack([self.indices(start + i) for i in range(count)])
+        return self._stack(self._images, self._labels, rows)
 
     def state(self) -> dict[str, Any]:
         """Empty: the step is the whole position."""

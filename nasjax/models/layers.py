@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nasjax.core.errors import SpaceError
 from nasjax.core.precision import at_least_float32
 
 Dtype = Any
@@ -292,6 +293,31 @@ def active_statistics(
     active: Any = module.get_variable("active", "scale")
     dtype = nn.dtypes.canonicalize_dtype(x, params["scale"], bias, dtype=module.dtype)
     return layer_norm(x, params["scale"], bias, active, module.epsilon).astype(dtype)
+
+
+REMAT: Mapping[str, Any] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialized(block: Any, remat: str, **options: Any) -> Any:
+    """``block`` (a module or a lifted function) computed again in the backward pass, or not.
+
+    Args:
+      block: what is repeated over the layers.
+      remat: ``"none"`` keeps all that the backward pass reads, ``"dots"`` the results of dense
+        layers and computes attention and element-wise operations again, ``"full"`` only the input.
+      **options: of ``nn.remat``.
+
+    Raises:
+      SpaceError: if ``remat`` is none of them.
+    """
+    if remat == "none":
+        return block
+    if remat not in REMAT:
+        raise SpaceError(f'remat is {remat!r}; "none", "dots" or "full" was expected.')
+    return nn.remat(block, policy=REMAT[remat], prevent_cse=False, **options)
 
 
 def per_layer(value: int | Sequence[int], layers: int) -> tuple[int, ...]:

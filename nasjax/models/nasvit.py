@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from nasjax.core.precision import at_least_float32
 from nasjax.models.convolution import Conv
 from nasjax.models.inverted_residual import BlockAxes, BlockSizes, ConvNorm, InvertedResidual
-from nasjax.models.layers import Dtype, dense, writes
+from nasjax.models.layers import Dtype, dense, rematerialized, writes
 from nasjax.models.talking_attention import (
     TransformerAxes,
     TransformerBlock,
@@ -121,7 +121,8 @@ class NASViT(nn.Module):
       last: channels of its mean, mixed.
       resolution: side that images are resized to; None to take them as they are.
       weighed: whether this is a super-network, whose layers are scanned.
-      remat: whether the backward pass recomputes the layers of a super-network.
+      remat: what of a super-network's layers the backward pass computes again: ``"none"``,
+        ``"dots"`` (all but the results of dense layers) or ``"full"``.
       init_std: of the transformer blocks' kernels; None for 1 / sqrt(inputs) [0.02].
       init_scale: initial entries of the scaling tables [1e-4].
       dtype: of the computation (None: that of the images).
@@ -134,7 +135,7 @@ class NASViT(nn.Module):
     last: int
     resolution: int | None = None
     weighed: bool = False
-    remat: bool = False
+    remat: str = "none"
     init_std: float | None = 0.02
     init_scale: float = 1e-4
     dtype: Dtype = None
@@ -214,7 +215,7 @@ class NASViT(nn.Module):
             for i in range(stage.layers):
                 x = layer(f"{stage.name}_{i}")(x, train)
             return x
-        body: Any = nn.remat(step, prevent_cse=False) if self.remat else step
+        body = rematerialized(step, self.remat)
         scan = nn.scan(
             body,
             variable_axes={"params": 0, "active": 0, "batch_stats": 0},

@@ -31,6 +31,7 @@ from nasjax.models.layers import (
     kernel_initializer,
     named,
     per_layer,
+    rematerialized,
     truncated_normal,
     writes,
 )
@@ -253,7 +254,8 @@ class VisionTransformer(nn.Module):
       init_std: standard deviation of initial kernels, before they are truncated at twice that,
         0.02 as in AutoFormer; None scales it to 1 / sqrt(inputs), which narrow networks need to
         train in few epochs [0.02].
-      remat: whether to recompute each block in the backward pass [False].
+      remat: what of each block is computed again in the backward pass: ``"none"``, ``"dots"`` (all
+        but the results of dense layers) or ``"full"`` [none].
       dtype: of the computation (None: float32).
       param_dtype: of the parameters [float32].
 
@@ -280,7 +282,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     drop_path: tuple[float, ...] = ()
     init_std: float | None = 0.02
-    remat: bool = False
+    remat: str = "none"
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -336,9 +338,7 @@ class VisionTransformer(nn.Module):
         )
         rates = jnp.asarray(self.drop_path or (0.0,) * self.depth, jnp.float32)
         evaluated, train = not train, train and bool(self.drop_path or self.dropout)
-        block: Any = (
-            nn.remat(Block, static_argnums=(3, 4), prevent_cse=False) if self.remat else Block
-        )
+        block = rematerialized(Block, self.remat, static_argnums=(3, 4))
 
         chosen = (self.num_heads, self.mlp_dim, self.head_dim, scales)
         alike = not any(isinstance(s, tuple) for s in chosen)

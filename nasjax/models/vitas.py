@@ -29,6 +29,7 @@ from nasjax.models.layers import (
     ask,
     kernel_initializer,
     named,
+    rematerialized,
     truncated_normal,
 )
 from nasjax.models.split_attention import SplitAttention
@@ -188,7 +189,8 @@ class ViTAS(nn.Module):
       drop_path: stochastic depth, a rate for each layer, identities included [none].
       init_std: standard deviation of initial kernels; None for 1 / sqrt(inputs), which narrow
         networks need to train in few epochs [0.02].
-      remat: whether the backward pass recomputes the layers of a super-network.
+      remat: what of a super-network's layers the backward pass computes again: ``"none"``,
+        ``"dots"`` (all but the results of dense layers) or ``"full"``.
       dtype: of the computation (None: that of the images).
       param_dtype: of the parameters.
     """
@@ -205,7 +207,7 @@ class ViTAS(nn.Module):
     attention_scale: float | tuple[float, ...] | None = None
     drop_path: tuple[float, ...] = ()
     init_std: float | None = 0.02
-    remat: bool = False
+    remat: str = "none"
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -249,9 +251,7 @@ class ViTAS(nn.Module):
         sizes = (self.value_dim, self.mlp_dim, self.attention_scale)
 
         if scanned:
-            layer: Any = (
-                nn.remat(Layer, static_argnums=(3,), prevent_cse=False) if self.remat else Layer
-            )
+            layer = rematerialized(Layer, self.remat, static_argnums=(3,))
             layers = nn.scan(
                 layer,
                 variable_axes={"params": 0, "active": 0, "activations": 0},

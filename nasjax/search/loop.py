@@ -17,6 +17,7 @@ from nasjax.search.history import Evaluated, History
 from nasjax.search.objectives import Problem, Values
 from nasjax.search.searchers import Searcher
 from nasjax.train.errors import Stopped
+from nasjax.train.hosts import from_first
 from nasjax.train.interrupt import Interrupt
 
 logger = logging.getLogger(__name__)
@@ -90,13 +91,15 @@ def run(
             new = {c: a for c, a in zip(codes, asked, strict=True) if history.get(a) is None}
             few = list(new.values())[: evaluations - len(history)]
             for arch, values in _evaluated(problem, evaluate, few):
+                values = from_first(values)
                 history.add(arch, values)
                 lead = min(lead, first.sign * values[first.name])
                 bar.set_postfix_str(f"best {first.name} {first.sign * lead:.4g}", refresh=False)
                 bar.update(1)
-                if interrupt.signal is not None and len(history) < evaluations:
+                stop = interrupt.stops()
+                if stop is not None and len(history) < evaluations:
                     raise Stopped(
-                        f"{interrupt.signal}: stopped after {len(history)} of {evaluations} "
+                        f"{stop}: stopped after {len(history)} of {evaluations} "
                         "architectures, all of them saved; run the same command again to continue."
                     )
             if left := sum(history.get(arch) is None for arch in few):

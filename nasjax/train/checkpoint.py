@@ -145,7 +145,8 @@ class Checkpointer:
                     self.directory,
                     _reason(error),
                 )
-                shutil.rmtree(self.directory / str(step), ignore_errors=True)
+                if jax.process_index() == 0:
+                    shutil.rmtree(self.directory / str(step), ignore_errors=True)
                 self._manager.reload()
                 continue
             return state, extra["data"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,8 @@ from nasjax.train.checkpoint import Checkpointer
 from nasjax.train.errors import NonFiniteError, Stopped
 from nasjax.train.interrupt import Interrupt
 from nasjax.train.metrics import JsonlWriter, MetricWriter
+from nasjax.train.profile import Profiler
 from nasjax.train.state import State
-from nasjax.train.steps import Step
 
 Describe = Callable[[State], Mapping[str, Any]]
 PATIENCE = 10  # steps in a row without a finite gradient before a run is given up
@@ -32,35 +33,50 @@ class Schedule:
       log: between lines of metrics.
       save: between checkpoints.
       epoch: steps in one pass over the training data, for the log.
+      together: steps in one call of the program.
     """
 
     steps: int
     log: int
     save: int
     epoch: int
+    together: int = 1
+
+    def at_once(self, number: int) -> int:
+        """How many steps are done at once after ``number`` of them: one, or ``together``.
+
+        The state is looked at between calls alone, so none goes past a line or a checkpoint. It
+        depends on the number alone, so that a resumed run is divided as one that was not stopped.
+        """
+        ahead = min(self.steps - number, *(n - number % n for n in (self.log, self.save)))
+        aligned = number % self.together == 0
+        return self.together if aligned and self.together <= ahead else 1
 
 
 def run(
     phase: str,
     state: State,
-    step: Step,
+    step: Any,
     loaders: Sequence[Any],
     schedule: Schedule,
     checkpointer: Checkpointer,
     writers: Sequence[MetricWriter],
     describe: Describe | None = None,
+    profiler: Profiler | None = None,
 ) -> State:
     """Run ``phase`` to its end from wherever its checkpoints say it is.
 
     Args:
       phase: name of the phase, for logs.
       state: the state before the first step.
-      step: compiled ``(state, *batches) -> (state, metrics)``; it may donate the state.
+      step: compiled ``(state, *batches) -> (state, metrics)``; it may donate the state. Where the
+        schedule does several steps together, its method ``many`` takes batches of them.
       loaders: one for each batch of the step.
       schedule: how many steps, and when to log and save.
       checkpointer: of this phase.
       writers: where metrics go.
       describe: further metrics of a state, computed when a line is logged.
+      profiler: traces some of the calls.
 
     Returns:
       The state after the last step, which is saved.
@@ -84,29 +100,37 @@ def run(
         file=sys.stderr,
         mininterval=0.5,
     )
-    with interrupt.watch(), bar:
+    profiler = profiler or Profiler(pathlib.Path())
+    with interrupt.watch(), profiler.watch(), bar:
         clock, counted = time.perf_counter(), done
-        for number in range(done, schedule.steps):
-            state, metrics = step(state, *(loader.batch(number) for loader in loaders))
-            bar.update(1)
-            last = number + 1 == schedule.steps
-            stop = interrupt.signal is not None
-            if last or stop or (number + 1) % schedule.log == 0:
+        while done < schedule.steps:
+            at_once = schedule.at_once(done)
+            if at_once > 1:
+                several = (loader.batches(done, at_once) for loader in loaders)
+                state, metrics = step.many(state, *several)
+            else:
+                state, metrics = step(state, *(loader.batch(done) for loader in loaders))
+            done += at_once
+            profiler.called((state, metrics))
+            bar.update(at_once)
+            last = done == schedule.steps
+            stop = interrupt.stops()
+            if last or stop or done % schedule.log == 0:
                 line = _line(phase, state, metrics, describe)
                 seconds = time.perf_counter() - clock
-                line["epoch"] = (number + 1) // schedule.epoch
-                line["steps_per_second"] = round((number + 1 - counted) / seconds, 3)
-                clock, counted = time.perf_counter(), number + 1
+                line["epoch"] = done // schedule.epoch
+                line["steps_per_second"] = round((done - counted) / seconds, 3)
+                clock, counted = time.perf_counter(), done
                 bar.set_postfix_str(_summary(line), refresh=True)
-                if last or (number + 1) % schedule.log == 0:
+                if last or done % schedule.log == 0:
                     for writer in writers:
-                        writer.write(phase, number + 1, line)
-            if last or stop or (number + 1) % schedule.save == 0:
+                        writer.write(phase, done, line)
+            if last or stop or done % schedule.save == 0:
                 _check(phase, state, metrics)
-                checkpointer.save(state, _positions(loaders), wait=last or stop)
+                checkpointer.save(state, _positions(loaders), wait=last or stop is not None)
             if stop and not last:
                 raise Stopped(
-                    f"{interrupt.signal}: stopped and saved after step {number + 1} of "
+                    f"{stop}: stopped and saved after step {done} of "
                     f"{schedule.steps} of {phase}; run the same command again to continue."
                 )
     return state

@@ -16,6 +16,7 @@ from nasjax.core.supernet import Supernet
 from nasjax.sampling import SANDWICH, Sampler
 from nasjax.train import optim, phases, sharding, steps
 from nasjax.train import state as states
+from nasjax.train.placement import CompiledStep, place
 from nasjax.train.probes import Probes
 from nasjax.train.rng import stream
 from nasjax.train.sandwich import (
@@ -73,6 +74,11 @@ def train_supernet(
     """
     phases.check_images(supernet, dataset, recipe.augmentation)
     layered = sampler.name == SANDWICH
+    if recipe.together > 1 and supernet.space.static:
+        raise NasjaxError(
+            f"space {supernet.space.name!r} has static choices, whose options run in different "
+            "programs; set together to 1."
+        )
     check_sandwich(sampler, recipe, sandwich, teacher, others)
     split = data.bilevel_split(dataset.train, weights_fraction, seed=session.seed)
     loader = phases.make_loader(session, split.weights, recipe, supernet.input_shape, 0)
@@ -93,12 +99,13 @@ def train_supernet(
         average = recipe.average > 0
         return states.create(key, weights, tx, statistics=counts, average=average)
 
-    state = phases.place(session, create, supernet.names["params"], key, weights)
+    names = supernet.names["params"]
+    state = place(session, create, names, key, weights)
     prepare = phases.preparation(dataset, recipe.augmentation)
     schedule = recipe.schedule(per_epoch)
     rule = sandwich or Sandwich()
 
-    def build(archs: Sequence[Arch]) -> steps.Step:
+    def build(archs: Sequence[Arch]) -> CompiledStep:
         if layered:
             step = sandwich_step(
                 supernet,
@@ -110,13 +117,16 @@ def train_supernet(
                 window=schedule.log,
                 teacher=teacher,
                 decay=recipe.average,
+                parts=recipe.parts,
             )
         else:
             _check_static(supernet, archs)
             module = supernet.maximal(archs[0])
             sides = (supernet, *others)
-            step = steps.one_shot_step(sides, module, tx, prepare, decay=recipe.average)
-        return phases.compile_step(session, phase, step)
+            step = steps.one_shot_step(
+                sides, module, tx, prepare, decay=recipe.average, parts=recipe.parts
+            )
+        return CompiledStep(session, phase, step, names, given)
 
     seen: list[Callable[[State], Mapping[str, Any]]] = [recipe.learning_rate(per_epoch)]
     if layered:
@@ -132,7 +142,7 @@ def train_supernet(
         session,
         phase,
         state,
-        _by_static(session, supernet, build, given),
+        _ByStatic(session, supernet, build),
         [loader, _Paths(sampler, stream(key, "paths"))],
         schedule,
         describe,
@@ -150,6 +160,9 @@ class _Paths:
 
     def batch(self, number: int) -> list[dict[str, Any]]:
         return self._sampler(self._key, number)
+
+    def batches(self, start: int, count: int) -> list[list[dict[str, Any]]]:
+        return [self.batch(start + i) for i in range(count)]
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -200,25 +213,40 @@ def _check_static(supernet: Supernet, archs: Sequence[Arch]) -> None:
         )
 
 
-def _by_static(
-    session: Session,
-    supernet: Supernet,
-    build: Callable[[Sequence[Arch]], steps.Step],
-    given: Sequence[Any] = (),
-) -> Callable[..., tuple[State, steps.Metrics]]:
-    """The step of the architectures' static options, on their encodings and what is ``given``."""
-    compiled: dict[tuple[Any, ...], steps.Step] = {}
-    place = sharding.replicated(session.mesh)
+class _ByStatic:
+    """The step of the architectures' static options, on their encodings."""
 
-    def call(
-        state: State, batch: steps.Batch, archs: Sequence[Arch]
+    def __init__(
+        self,
+        session: Session,
+        supernet: Supernet,
+        build: Callable[[Sequence[Arch]], CompiledStep],
+    ) -> None:
+        self._supernet, self._build = supernet, build
+        self._place = sharding.replicated(session.mesh)
+        self._compiled: dict[tuple[Any, ...], CompiledStep] = {}
+
+    def __call__(
+        self, state: State, batch: steps.Batch, archs: Sequence[Arch]
     ) -> tuple[State, steps.Metrics]:
-        static = tuple(supernet.static(arch) for arch in archs)
-        if static not in compiled:
-            compiled[static] = build(archs)
-        paths = np.stack([architecture.encode(supernet.space, arch) for arch in archs])
-        # Every host has drawn them; device_put would have them compared, step by step.
-        placed = jax.make_array_from_callback(paths.shape, place, lambda index: paths[index])
-        return compiled[static](state, batch, placed, *given)
+        return self._step(archs)(state, batch, self._placed(self._codes(archs)))
 
-    return call
+    def many(
+        self, state: State, batches: steps.Batch, archs: Sequence[Sequence[Arch]]
+    ) -> tuple[State, steps.Metrics]:
+        """Several steps; the space has no static choices."""
+        paths = np.stack([self._codes(each) for each in archs])
+        return self._step(archs[0]).many(state, batches, self._placed(paths))
+
+    def _step(self, archs: Sequence[Arch]) -> CompiledStep:
+        static = tuple(self._supernet.static(arch) for arch in archs)
+        if static not in self._compiled:
+            self._compiled[static] = self._build(archs)
+        return self._compiled[static]
+
+    def _codes(self, archs: Sequence[Arch]) -> np.ndarray:
+        return np.stack([architecture.encode(self._supernet.space, arch) for arch in archs])
+
+    def _placed(self, paths: np.ndarray) -> jax.Array:
+        # Every host has drawn them; device_put would have them compared, step by step.
+        return jax.make_array_from_callback(paths.shape, self._place, lambda index: paths[index])

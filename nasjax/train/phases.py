@@ -7,28 +7,29 @@ state; each can be called alone, from a notebook as well as from ``launch/``.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from nasjax import data, relax
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
+from nasjax.core.names import axis_names
 from nasjax.core.supernet import STATISTICS, Supernet, draw
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain
+from nasjax.train.placement import CompiledStep, place
 from nasjax.train.probes import Look, Probes
+from nasjax.train.profile import Profiler
 from nasjax.train.rng import stream
 from nasjax.train.session import Session
 from nasjax.train.state import State
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Recipe:
       warmup_epochs: of linear warm-up.
       augmentation: applied inside the step.
       auxiliary: weight of the loss of the network's auxiliary head, where it has one.
+      parts: how many a batch is divided into to compute its gradient, where it does not fit in
+        memory at once.
+      together: steps in one call of the program, for small networks that would wait for the host;
+        of data in memory.
       average: decay of a moving average of the weights, which is then what is evaluated; 0: none.
       log_every: steps between lines of metrics; 0: one line an epoch.
       save_every: steps between checkpoints.
@@ -54,6 +59,8 @@ class Recipe:
     warmup_epochs: float = 0.0
     augmentation: data.Augmentation = dataclasses.field(default_factory=data.Augmentation)
     auxiliary: float = 0.0
+    parts: int = 1
+    together: int = 1
     average: float = 0.0
     log_every: int = 50
     save_every: int = 500
@@ -81,7 +88,7 @@ class Recipe:
         """When the loop logs and saves."""
         total = self.steps(steps_per_epoch)
         log = self.log_every or steps_per_epoch
-        return loop.Schedule(total, log, self.save_every, steps_per_epoch)
+        return loop.Schedule(total, log, self.save_every, steps_per_epoch, self.together)
 
 
 def search(
@@ -148,6 +155,11 @@ def search(
     total = recipe.steps(per_epoch)
     method = relax.relaxation(**{**relaxation, "steps": total})
     method = method if modify is None else modify(method)
+    if alphas_from_epoch and recipe.together > 1:
+        raise NasjaxError(
+            "a search whose alphas wait changes its program on the way; set together to 1, or "
+            "alphas_from_epoch to 0."
+        )
     if method.learns and alphas_from_epoch >= recipe.epochs:
         raise NasjaxError(
             f"the alphas are trained from epoch {alphas_from_epoch:g} of {recipe.epochs:g} on, "
@@ -165,6 +177,7 @@ def search(
             budget=budget,
             second_order=second_order,
             decay=recipe.average,
+            parts=recipe.parts,
         )
 
     key = session.key(phase)
@@ -177,18 +190,19 @@ def search(
     def create(key: jax.Array, weights: Any, alphas: Any) -> State:
         return states.create(key, weights, tx, alphas=alphas, average=recipe.average > 0)
 
-    state = place(session, create, supernet.names["params"], key, weights, start)
+    names = supernet.names["params"]
+    state = place(session, create, names, key, weights, start)
     schedule = recipe.schedule(per_epoch)
     look = None
     if probes is not None:
         size = recipe.augmentation.size
         look = probes.open(session, supernet, dataset, weights_fraction, size, schedule)
     describe = _describe(supernet, method, recipe.learning_rate(per_epoch), judge, look)
-    compiled = compile_step(session, phase, step(method))
+    compiled: Any = CompiledStep(session, phase, step(method), names)
     if alphas_from_epoch and method.learns:
         # Two programs: on a CPU, XLA runs convolutions inside a conditional fifty times slower.
         waiting = dataclasses.replace(method, learns=False)
-        early = compile_step(session, phase, step(waiting))
+        early = CompiledStep(session, phase, step(waiting), names)
         compiled = _from_step(round(alphas_from_epoch * per_epoch), early, compiled)
     name = supernet.space.name
     state = run(session, phase, state, compiled, loaders, schedule, describe, space=name)
@@ -227,19 +241,22 @@ def train(
         decay=recipe.average,
         auxiliary=recipe.auxiliary,
         steps=recipe.steps(per_epoch),
+        parts=recipe.parts,
     )
 
     key = session.key(phase)
     # As in training: an auxiliary head is there only then.
     keys = {"params": stream(key, "init"), "dropout": key}
     variables = draw(module, keys, shape, train=True)
+    boxed = jax.eval_shape(lambda keys: module.init(keys, jnp.zeros((1, *shape)), train=True), keys)
+    names = axis_names(boxed)["params"]
     weights = variables["params"] if weights is None else weights
 
     def create(key: jax.Array, weights: Any, statistics: Any) -> State:
         return states.create(key, weights, tx, statistics=statistics, average=recipe.average > 0)
 
-    state = place(session, create, {}, key, weights, variables.get(STATISTICS, {}))
-    compiled = compile_step(session, phase, step)
+    state = place(session, create, names, key, weights, variables.get(STATISTICS, {}))
+    compiled = CompiledStep(session, phase, step, names)
     rate = recipe.learning_rate(per_epoch)
     schedule = recipe.schedule(per_epoch)
     return run(session, phase, state, compiled, [loader], schedule, rate, **identity)
@@ -259,7 +276,15 @@ def run(
     checkpoints = session.checkpointer(phase, **identity)
     try:
         return loop.run(
-            phase, state, step, loaders, schedule, checkpoints, session.writers, describe
+            phase,
+            state,
+            step,
+            loaders,
+            schedule,
+            checkpoints,
+            session.writers,
+            describe,
+            Profiler(session.workdir / "profile" / phase, session.profile),
         )
     finally:
         checkpoints.close()
@@ -299,7 +324,25 @@ def check_images(
 def make_loader(
     session: Session, source: Any, recipe: Recipe, shape: Sequence[int], part: int
 ) -> data.Loader:
-    """The loader of training batches, spread over the mesh."""
+    """The loader of training batches, spread over the mesh.
+
+    Raises:
+      NasjaxError: if the recipe cannot be followed with these data or on this mesh.
+    """
+    devices = session.mesh.shape["data"]
+    for name in ("parts", "together"):
+        if getattr(recipe, name) < 1:
+            raise NasjaxError(f"{name} is {getattr(recipe, name)}; 1 or more was expected.")
+    if recipe.batch_size % (devices * recipe.parts) and not recipe.batch_size % devices:
+        raise NasjaxError(
+            f"a batch of {recipe.batch_size} on {devices} devices does not divide into "
+            f"{recipe.parts} parts; choose parts that divide {recipe.batch_size // devices}."
+        )
+    if recipe.together > 1 and isinstance(source, data.RecordSource):
+        raise NasjaxError(
+            "data that is read from disk comes step by step; set together to 1, or use data that "
+            "fits in memory."
+        )
     seed = int(np.random.default_rng([session.seed, part]).integers(2**31))
     size = shape[0] if isinstance(source, data.RecordSource) else None
     return data.make_loader(
@@ -310,39 +353,6 @@ def make_loader(
         workers=recipe.workers,
         sharding=sharding.batches(session.mesh),
     )
-
-
-def place(
-    session: Session, create: Any, names: Mapping[str, Any], key: jax.Array, *trees: Any
-) -> State:
-    """Make the state ``create(key, *trees)`` where it will live, sharded by the weights' names."""
-    # By way of the host: every process drew the same, and the step donates what it is given.
-    trees = jax.device_get(trees)
-    shapes = jax.eval_shape(create, key, *trees)
-    shardings = sharding.state_shardings(shapes, names, session.mesh, session.rules)
-    return jax.jit(create, out_shardings=shardings)(key, *trees)
-
-
-def compile_step(session: Session, phase: str, step: steps.Step) -> steps.Step:
-    """``step``, compiled when it is first called, donating the state; then it says its cost.
-
-    Not before: a phase that is resumed at its end needs no program, and a loader that reads in
-    order must not be asked for a batch only to learn its shape.
-    """
-    compiled: Any = None
-
-    def call(state: State, *batches: steps.Batch) -> tuple[State, steps.Metrics]:
-        nonlocal compiled
-        if compiled is None:
-            where = jax.tree.map(lambda x: x.sharding, state)
-            places = (where, sharding.replicated(session.mesh))
-            jitted = jax.jit(step, donate_argnums=0, out_shardings=places)
-            with jax.set_mesh(session.mesh):
-                compiled = jitted.lower(state, *batches).compile()
-            _log_cost(phase, compiled, state, batches)
-        return compiled(state, *batches)
-
-    return call
 
 
 def _from_step(first: int, early: steps.Step, late: steps.Step) -> steps.Step:
@@ -356,21 +366,6 @@ def _from_step(first: int, early: steps.Step, late: steps.Step) -> steps.Step:
         return (early if number < first else late)(state, *batches)
 
     return call
-
-
-def _log_cost(phase: str, compiled: Any, state: State, batches: Sequence[steps.Batch]) -> None:
-    memory = compiled.memory_analysis()
-    needed = "an unknown amount"
-    if memory is not None:
-        needed = f"{(memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**20:,.0f} MiB"
-    parameters = sum(x.size for x in jax.tree.leaves(state.weights))
-    logger.info(
-        "%s: %s parameters, %d examples a batch, %s of memory a device",
-        phase,
-        f"{parameters:,}",
-        len(batches[0]["label"]),
-        needed,
-    )
 
 
 def _describe(

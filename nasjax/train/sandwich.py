@@ -8,6 +8,7 @@ logits on the same images. NASViT adds what to do where the two gradients are in
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError, did_you_mean
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import optim, projection
+from nasjax.train.accumulate import in_parts
 from nasjax.train.distillation import DISTILLATIONS, FACTOR
 from nasjax.train.losses import accuracy, cross_entropy
 from nasjax.train.rng import stream
@@ -95,6 +97,7 @@ def sandwich_step(
     window: int = 1,
     teacher: Teacher | None = None,
     decay: float = 0.0,
+    parts: int = 1,
 ) -> Step:
     """The step ``(state, batch, paths, variables) -> (state, metrics)`` of the sandwich rule.
 
@@ -118,6 +121,8 @@ def sandwich_step(
       window: steps after which conflicts are counted anew.
       teacher: of the largest network; None for labels.
       decay: of the moving average of the weights; 0 where none is kept.
+      parts: how many the batch is divided into to compute its gradient, see
+        :func:`~nasjax.train.accumulate.in_parts`.
 
     Raises:
       NasjaxError: if there are fewer than two paths.
@@ -132,12 +137,9 @@ def sandwich_step(
     distil = DISTILLATIONS[settings.distillation]
     stacked = stacked_tensors(supernet)
 
-    def step(
-        state: State, batch: Batch, paths: jax.Array, variables: Any = None
-    ) -> tuple[State, Metrics]:
-        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
-        chance = stream(state.key, "dropout/weights", state.step)
-        target = labels if teacher is None else teacher.target(variables, images, batch)
+    def passes(weights: Any, paths: jax.Array, examples: Any, chance: jax.Array) -> Any:
+        """Gradients of the largest network and of the others added up, and metrics."""
+        images, labels, target = examples
 
         def run(module: nn.Module, weights: Any, path: jax.Array, number: Any) -> jax.Array:
             mixture = mixtures.one_hot_vector(supernet.space, path)
@@ -157,18 +159,18 @@ def sandwich_step(
             logits = run(largest, weights, paths[0], 0)
             return cross_entropy(logits, target), logits
 
-        (loss, logits), of_supernet = jax.value_and_grad(supernet_loss, has_aux=True)(state.weights)
+        (loss, logits), of_supernet = jax.value_and_grad(supernet_loss, has_aux=True)(weights)
 
         def add(module: nn.Module, total: Any, path: jax.Array, number: Any) -> Any:
             def subnet_loss(weights: Any) -> tuple[jax.Array, jax.Array]:
                 found = run(module, weights, path, number)
                 return distil(found, jax.lax.stop_gradient(logits)), accuracy(found, labels)
 
-            found, gradient = jax.value_and_grad(subnet_loss, has_aux=True)(state.weights)
+            found, gradient = jax.value_and_grad(subnet_loss, has_aux=True)(weights)
             return jax.tree.map(jnp.add, total, (gradient, found))
 
         zero = jnp.zeros((), jnp.float32)
-        total: Any = (jax.tree.map(jnp.zeros_like, state.weights), (zero, zero))
+        total: Any = (jax.tree.map(jnp.zeros_like, weights), (zero, zero))
         for module, numbers in groups:
 
             def body(total: Any, each: Any, module: nn.Module = module) -> Any:
@@ -184,6 +186,18 @@ def sandwich_step(
         means = [x / (len(archs) - 1) for x in sums]
         metrics: Metrics = {"train_loss": loss, "train_accuracy": accuracy(logits, labels)}
         metrics |= dict(zip(("distillation_loss", "subnets_accuracy"), means, strict=True))
+        return of_supernet, of_subnets, metrics
+
+    def step(
+        state: State, batch: Batch, paths: jax.Array, variables: Any = None
+    ) -> tuple[State, Metrics]:
+        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
+        target = labels if teacher is None else teacher.target(variables, images, batch)
+        chance = stream(state.key, "dropout/weights", state.step)
+        gradients = functools.partial(passes, state.weights, paths)
+        of_supernet, of_subnets, metrics = in_parts(
+            gradients, (images, labels, target), chance, parts
+        )
         found = projection.cosines(of_subnets, of_supernet, stacked)
         gradient = _combined(settings, of_subnets, of_supernet, state.step >= start, stacked)
         counted = _count(found, state, window)

@@ -32,6 +32,7 @@ class Session:
       seed: of every random stream of the run.
       writers: where metrics go.
       keep: checkpoints kept of each phase.
+      profile: calls of each phase's step that are traced.
     """
 
     workdir: pathlib.Path
@@ -41,6 +42,7 @@ class Session:
     seed: int
     writers: Sequence[MetricWriter]
     keep: int = 2
+    profile: int = 0
 
     def key(self, purpose: str) -> jax.Array:
         """The root key of a phase."""
@@ -66,6 +68,7 @@ def open_session(
     seed: int = 0,
     tensorboard: bool = False,
     keep: int = 2,
+    profile: int = 0,
 ) -> Session:
     """Open ``workdir`` for a run of ``config``, new or to be continued.
 
@@ -94,7 +97,7 @@ def open_session(
         if tensorboard:
             writers.append(TensorBoardWriter(workdir / "tensorboard"))
     mesh = sharding.make_mesh() if mesh is None else mesh
-    return Session(workdir, plain, mesh, rules, seed, tuple(writers), keep)
+    return Session(workdir, plain, mesh, rules, seed, tuple(writers), keep, profile)
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

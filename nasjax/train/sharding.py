@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax.core.errors import NasjaxError
 
-Rules = Mapping[str, str | None]
-REPLICATED: Rules = {}
-TENSOR_PARALLEL: Rules = {"heads": "model", "mlp": "model"}
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Where parameters live, and with them their gradients, moments and averages.
+
+    Attributes:
+      names: mesh axis of each axis name; names without one are not divided.
+      spread: mesh axis over which each array is divided on top of that, along its longest axis that
+        divides evenly; None for no more than ``names`` says. A step gathers the weights before it
+        uses them and returns each device its own part.
+    """
+
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    spread: str | None = None
+
+
+REPLICATED = Rules()
+TENSOR_PARALLEL = Rules({"heads": "model", "mlp": "model"})
+FULLY_SHARDED = Rules(spread="data")
+FULLY_SHARDED_TENSOR = Rules(TENSOR_PARALLEL.names, spread="data")
+RULES: Mapping[str, Rules] = {
+    "replicated": REPLICATED,
+    "tensor": TENSOR_PARALLEL,
+    "fully_sharded": FULLY_SHARDED,
+    "fully_sharded_tensor": FULLY_SHARDED_TENSOR,
+}
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -49,30 +72,51 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def weight_shardings(shapes: Any, names: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Where each array of a tree of weights lives.
+
+    Args:
+      shapes: the weights, or their shapes.
+      names: axis names of each, a ``PartitionSpec``; an array without any is divided by ``spread``
+        alone.
+      mesh: the mesh.
+      rules: what is divided over which mesh axis.
+    """
+
+    def one(leaf: Any, axes: PartitionSpec) -> NamedSharding:
+        spec: list[str | None] = [None] * len(leaf.shape)
+        for i, axis in enumerate(axes):
+            target = rules.names.get(axis)
+            # An axis may occur twice in an array (both sides of a kernel): the first is divided.
+            if target and target not in spec and leaf.shape[i] % mesh.shape[target] == 0:
+                spec[i] = target
+        if rules.spread is not None:
+            share = mesh.shape[rules.spread]
+            free = [i for i, s in enumerate(spec) if s is None and leaf.shape[i] % share == 0]
+            if free:
+                spec[max(free, key=lambda i: leaf.shape[i])] = rules.spread
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(one, shapes, names)
+
+
 def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Any:
     """Where each array of a state lives: weights, and what the optimizer keeps of them, by rule.
 
     Args:
       state: a :class:`~nasjax.train.state.State` of arrays or shapes.
-      names: axis names of the weights.
+      names: axis names of the weights; empty where they have none.
       mesh: the mesh.
-      rules: mesh axis for each axis name; names without a rule are replicated.
+      rules: what is divided over which mesh axis.
     """
-    table = [(axis, target) for axis, target in rules.items() if target is not None]
-    # An axis may occur twice in an array (both sides of a kernel), which Flax refuses even where
-    # no rule speaks of it.
-    ruled = jax.tree.map(
-        lambda spec: PartitionSpec(*(a if rules.get(a) else None for a in spec)),
-        dict(names),
-        is_leaf=lambda n: isinstance(n, PartitionSpec),
-    )
-    placed = nn.logical_to_mesh_sharding(ruled, mesh, table)
+    names = dict(names) or jax.tree.map(lambda leaf: PartitionSpec(), dict(state.weights))
+    placed = weight_shardings(dict(state.weights), names, mesh, rules)
     # Moments mirror the weights: the end of an array's path in the state is its path in them.
     by_path = {
-        tuple(p.key for p in path): (sharding, name)
-        for (path, sharding), name in zip(
-            jax.tree_util.tree_leaves_with_path(placed),
-            jax.tree.leaves(dict(names), is_leaf=lambda n: isinstance(n, PartitionSpec)),
+        tuple(p.key for p in path): (sharding, leaf.shape)
+        for (path, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(dict(state.weights)),
+            jax.tree.leaves(placed),
             strict=True,
         )
     }
@@ -81,8 +125,20 @@ def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rul
         keys = tuple(getattr(p, "key", getattr(p, "name", None)) for p in path)
         for start in range(len(keys)):
             found = by_path.get(keys[start:])
-            if found is not None and np.ndim(leaf) >= len(found[1]):
+            if found is not None and np.shape(leaf) == found[1]:
                 return found[0]
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, state)
+
+
+def gathered(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Any:
+    """Weights as a step computes with them: divided by the rules for names alone.
+
+    To be called under ``jit``.
+    """
+    if rules.spread is None:
+        return weights
+    names = dict(names) or jax.tree.map(lambda leaf: PartitionSpec(), dict(weights))
+    places = weight_shardings(weights, names, mesh, dataclasses.replace(rules, spread=None))
+    return jax.lax.with_sharding_constraint(weights, places)

@@ -22,6 +22,7 @@ from nasjax.core.precision import at_least_float32
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.relax import Relaxation
 from nasjax.train import optim
+from nasjax.train.accumulate import in_parts
 from nasjax.train.losses import accuracy, cross_entropy
 from nasjax.train.rng import stream
 from nasjax.train.state import State
@@ -65,6 +66,7 @@ def bilevel_step(
     budget: Budget | None = None,
     second_order: bool = False,
     decay: float = 0.0,
+    parts: int = 1,
 ) -> Step:
     """The step ``(state, weights_batch, alphas_batch) -> (state, metrics)`` of a search.
 
@@ -79,19 +81,22 @@ def bilevel_step(
       second_order: differentiate the architecture's loss through one update of the weights,
         exactly (DARTS approximates it by finite differences).
       decay: of the moving average of the weights; 0 where none is kept.
+      parts: how many the batch is divided into to compute its gradient, see
+        :func:`~nasjax.train.accumulate.in_parts`.
     """
 
-    def classify(weights: Any, alphas: Any, state: State, name: str, data: Any) -> Any:
-        key = stream(state.key, f"mixture/{name}", state.step)
-        mixture = relaxation.mixture(alphas, key, state.step)
+    def classify(
+        weights: Any, alphas: Any, state: State, name: str, examples: Any, key: jax.Array
+    ) -> Any:
+        drawn = stream(state.key, f"mixture/{name}", state.step)
+        mixture = relaxation.mixture(alphas, drawn, state.step)
         variables = supernet.superpose({"params": weights}, mixture)
-        rngs = {"dropout": stream(state.key, f"dropout/{name}", state.step)}
-        images, labels = data
+        images, labels = examples
         # Batch normalisations use the statistics of the batch; what they keep serves no mixture.
         given = {**variables, **supernet.empty_statistics}
         logits: Any
         logits, _ = supernet.module.apply(
-            given, images, train=True, rngs=rngs, mutable=[STATISTICS]
+            given, images, train=True, rngs={"dropout": key}, mutable=[STATISTICS]
         )
         return cross_entropy(logits, labels), {"accuracy": accuracy(logits, labels)}
 
@@ -100,18 +105,29 @@ def bilevel_step(
         for_weights = prepare(stream(state.key, "augment/weights", state.step), weights_batch)
         for_alphas = prepare_alphas(stream(state.key, "augment/alphas", state.step), alphas_batch)
 
-        def weights_loss(weights: Any, alphas: Any) -> Any:
-            return classify(weights, alphas, before, "weights", for_weights)
+        def of_weights(weights: Any, alphas: Any) -> Any:
+            def gradient(examples: Any, key: jax.Array) -> Any:
+                def loss(weights: Any) -> Any:
+                    return classify(weights, alphas, before, "weights", examples, key)
 
-        def alphas_loss(weights: Any, alphas: Any) -> Any:
-            loss, aux = classify(weights, alphas, before, "alphas", for_alphas)
-            extra = relaxation.penalty(alphas)
-            if budget is not None:
-                extra = extra + budget.penalty(supernet, relaxation.mean(alphas))
-            return loss + extra, {**aux, "loss": loss}
+                return jax.value_and_grad(loss, has_aux=True)(weights)
+
+            key = stream(before.key, "dropout/weights", before.step)
+            return in_parts(gradient, for_weights, key, parts)
+
+        def of_alphas(examples: Any, key: jax.Array) -> Any:
+            def loss(weights: Any, alphas: Any) -> Any:
+                loss, aux = classify(weights, alphas, before, "alphas", examples, key)
+                extra = relaxation.penalty(alphas)
+                if budget is not None:
+                    extra = extra + budget.penalty(supernet, relaxation.mean(alphas))
+                return loss + extra, {**aux, "loss": loss}
+
+            look = ahead if second_order else None
+            return architecture_gradient(loss, before.weights, before.alphas, look)
 
         def ahead(weights: Any, alphas: Any) -> Any:
-            gradient, _ = jax.grad(weights_loss, has_aux=True)(weights, alphas)
+            _, gradient = of_weights(weights, alphas)
             trained = {optim.WEIGHTS: weights, optim.ALPHAS: alphas}
             return optim.update_partition(tx, optim.WEIGHTS, gradient, before.opt_state, trained)[0]
 
@@ -119,14 +135,11 @@ def bilevel_step(
         finite = jnp.array(True)
 
         if relaxation.learns:
-            gradient, aux = architecture_gradient(
-                alphas_loss, state.weights, state.alphas, ahead if second_order else None
-            )
+            key = stream(state.key, "dropout/alphas", state.step)
+            gradient, aux = in_parts(of_alphas, for_alphas, key, parts)
             metrics |= {"val_loss": aux["loss"], "val_accuracy": aux["accuracy"]}
             state, finite = apply_gradient(tx, optim.ALPHAS, gradient, state, metrics)
-        (loss, aux), gradient = jax.value_and_grad(weights_loss, has_aux=True)(
-            state.weights, state.alphas
-        )
+        (loss, aux), gradient = of_weights(state.weights, state.alphas)
         state, also = apply_gradient(tx, optim.WEIGHTS, gradient, state, metrics)
         metrics |= {"train_loss": loss, "train_accuracy": aux["accuracy"]}
         return finish(state, finite & also, decay), metrics
@@ -164,6 +177,7 @@ def one_shot_step(
     prepare: Prepare,
     *,
     decay: float = 0.0,
+    parts: int = 1,
 ) -> Step:
     """The step ``(state, batch, paths) -> (state, metrics)`` of a training by sampling.
 
@@ -178,14 +192,17 @@ def one_shot_step(
       tx: made by :func:`~nasjax.train.optim.partitioned`.
       prepare: ``(key, batch) -> (images, soft labels)``.
       decay: of the moving average of the weights; 0 where none is kept.
+      parts: how many the batch is divided into to compute its gradient, see
+        :func:`~nasjax.train.accumulate.in_parts`.
     """
 
     def step(state: State, batch: Batch, paths: jax.Array) -> tuple[State, Metrics]:
-        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
-        rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
+        whole = prepare(stream(state.key, "augment/weights", state.step), batch)
+        chance = stream(state.key, "dropout/weights", state.step)
 
-        def loss(weights: Any, path: jax.Array) -> Any:
-            logits: Any = 0.0
+        def loss(weights: Any, path: jax.Array, examples: Any, key: jax.Array) -> Any:
+            images, labels = examples
+            rngs, logits = {"dropout": key}, jnp.zeros(())
             for side in sides:
                 mixture = mixtures.one_hot_vector(side.space, path)
                 given = {**side.superpose({"params": weights}, mixture), **side.empty_statistics}
@@ -195,8 +212,11 @@ def one_shot_step(
             return cross_entropy(logits, labels), accuracy(logits, labels)
 
         def one(path: jax.Array) -> Any:
-            (value, correct), gradient = jax.value_and_grad(loss, has_aux=True)(state.weights, path)
-            return gradient, value, correct
+            def gradient(examples: Any, key: jax.Array) -> Any:
+                return jax.value_and_grad(loss, has_aux=True)(state.weights, path, examples, key)
+
+            (value, correct), found = in_parts(gradient, whole, chance, parts)
+            return found, value, correct
 
         def add(total: Any, path: jax.Array) -> Any:
             return jax.tree.map(jnp.add, total, one(path)), None
@@ -220,6 +240,7 @@ def train_step(
     decay: float = 0.0,
     auxiliary: float = 0.0,
     steps: int | None = None,
+    parts: int = 1,
 ) -> Step:
     """The step ``(state, batch) -> (state, metrics)`` that trains one network.
 
@@ -231,22 +252,24 @@ def train_step(
       auxiliary: weight of the loss of an auxiliary head, whose logits the module sows as
         ``intermediates/auxiliary_logits``.
       steps: length of the training, of which the module reads ``schedule/progress``, 0 to 1.
+      parts: how many the batch is divided into to compute its gradient, see
+        :func:`~nasjax.train.accumulate.in_parts`.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        images, labels = prepare(stream(state.key, "augment/weights", state.step), batch)
-        rngs = {"dropout": stream(state.key, "dropout/weights", state.step)}
+        whole = prepare(stream(state.key, "augment/weights", state.step), batch)
         given = {STATISTICS: state.statistics} if state.statistics else {}
         if steps is not None:
             given["schedule"] = {"progress": state.step / steps}
 
-        def loss(weights: Any) -> tuple[jax.Array, Any]:
+        def loss(weights: Any, examples: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+            images, labels = examples
             logits: Any
             logits, changed = module.apply(
                 {"params": weights, **given},
                 images,
                 train=True,
-                rngs=rngs,
+                rngs={"dropout": key},
                 mutable=[STATISTICS, "intermediates"],
             )
             value = cross_entropy(logits, labels)
@@ -254,7 +277,11 @@ def train_step(
             total = value + sum(auxiliary * cross_entropy(a, labels) for a in sown)
             return total, (value, accuracy(logits, labels), changed.get(STATISTICS, {}))
 
-        gradient, (value, correct, statistics) = jax.grad(loss, has_aux=True)(state.weights)
+        def of_part(examples: Any, key: jax.Array) -> Any:
+            return jax.grad(loss, has_aux=True)(state.weights, examples, key)
+
+        chance = stream(state.key, "dropout/weights", state.step)
+        gradient, (value, correct, statistics) = in_parts(of_part, whole, chance, parts)
         metrics: Metrics = {"train_loss": value, "train_accuracy": correct}
         state, finite = apply_gradient(tx, optim.WEIGHTS, gradient, state, metrics)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), statistics, state.statistics)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from nasjax.core.errors import NasjaxError
 from nasjax.train.distillation import FACTOR, soft_target
@@ -141,7 +142,7 @@ class Numbered:
       NasjaxError: if the loader does not know them.
     """
 
-    def __init__(self, loader: Any, sharding: jax.sharding.Sharding) -> None:
+    def __init__(self, loader: Any, sharding: NamedSharding) -> None:
         if not hasattr(loader, "indices"):
             raise NasjaxError(
                 "stored logits need data in memory, whose examples are known by their number; use "
@@ -158,6 +159,13 @@ class Numbered:
         place = self._sharding
         index = jax.make_array_from_callback(rows.shape, place, lambda part: rows[part])
         return {**self._loader.batch(step), "index": index}
+
+    def batches(self, start: int, count: int) -> dict[str, jax.Array]:
+        """Several batches, stacked along a new first axis."""
+        rows = np.stack([self._loader.indices(start + i) for i in range(count)])
+        place = NamedSharding(self._sharding.mesh, PartitionSpec(None, *self._sharding.spec))
+        index = jax.make_array_from_callback(rows.shape, place, lambda part: rows[part])
+        return {**self._loader.batches(start, count), "index": index}
 
     def state(self) -> dict[str, Any]:
         """The loader's."""

@@ -23,6 +23,7 @@ def get_config():
         "head_dim": 4,
         "reach": 1,
     }
+    config.search.relaxation.name = "gdas"  # the fastest to compile
     config.search.recipe.epochs = 3.0
     config.search.recipe.log_every = 3
     config.search.recipe.save_every = 4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from nasjax.core.errors import SpaceError
 from nasjax.models import vit
 from nasjax.models.vit import Attention, RelativePosition, VisionTransformer, token_places
 
@@ -134,8 +135,9 @@ def test_pooling() -> None:
     assert not np.allclose(outputs["mean"], outputs["token"])
 
 
-def test_recomputing_changes_neither_output_nor_gradients() -> None:
-    plain, remat = (VisionTransformer(**{**SMALL, "reach": 0}, remat=r) for r in (False, True))
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_recomputing_changes_neither_output_nor_gradients(policy: str) -> None:
+    plain, remat = (VisionTransformer(**{**SMALL, "reach": 0}, remat=r) for r in ("none", policy))
     variables = randomised(shapes(plain, IMAGES))
     mask = np.float32([1] * 6 + [0.5] * 3 + [0])
     norms = {n: {"scale": np.stack([mask] * 2)} for n in ("norm_attention", "norm_mlp")}
@@ -154,6 +156,11 @@ def test_recomputing_changes_neither_output_nor_gradients() -> None:
     extra.clear()
     whole = jax.jit(functools.partial(loss, plain))(variables)
     assert not np.isclose(whole, results[0][0], rtol=1e-3)  # what is active reaches every block
+
+
+def test_an_unknown_policy_is_one_sentence() -> None:
+    with pytest.raises(SpaceError, match='remat is True; "none", "dots" or "full" was expected'):
+        shapes(VisionTransformer(**SMALL, remat=True), IMAGES)
 
 
 @pytest.mark.parametrize("reach", [0, 2])

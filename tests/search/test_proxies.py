@@ -93,7 +93,9 @@ def archs(net: Supernet, count: int = 2) -> list[dict[str, Any]]:
     return [architecture.sample(net.space, jax.random.key(i)) for i in range(count)]
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize(
+    "name", ["transformer", "pit", pytest.param("vitas", marks=pytest.mark.slow)]
+)
 def test_inside_a_super_network_or_alone(name: str) -> None:
     net, variables = made(name)
     chosen = {n: p for n, p in EVERY.items() if name == "transformer" or n not in SLOW}

@@ -63,7 +63,7 @@ class Compiled(NamedTuple):
 
     def expected(self, arch: Any) -> jax.Array:
         """The outputs of the extracted network."""
-        network = self.net.network(arch).clone(remat=False)  # which is slow where not compiled
+        network = self.net.network(arch).clone(remat="none")  # which is slow where not compiled
         return network.apply(self.net.extract(self.variables, arch), IMAGES)
 
 
@@ -108,7 +108,7 @@ def test_a_one_hot_super_network_is_the_extracted_network(vit: Compiled) -> None
         ({"pool": "token", "absolute": False}, True),
         ({"reach": 0, "qkv_bias": False}, False),
         ({"unrolled": True, "attention_scale": 0.3}, True),
-        ({"remat": True, "dropout": 0.3, "drop_path": 0.2}, False),
+        ({"remat": "dots", "dropout": 0.3, "drop_path": 0.2}, False),
     ],
     ids=["token", "no reach", "unrolled", "dropout"],
 )

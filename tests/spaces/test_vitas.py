@@ -158,9 +158,9 @@ def weight_gradient(module: nn.Module) -> Callable[[Any], Any]:
     return jax.jit(jax.grad(functools.partial(loss, module)))
 
 
-@pytest.mark.parametrize(("side", "remat"), [("left", False), ("right", True)])
+@pytest.mark.parametrize(("side", "remat"), [("left", "none"), ("right", "full")])
 def test_gradients_are_those_of_the_extracted_network(
-    side: str, remat: bool, program: Compiled
+    side: str, remat: str, program: Compiled
 ) -> None:
     net, variables = program.nets[side], program.variables
     by_weights = weight_gradient(net.maximal(ARCH).clone(remat=remat))

