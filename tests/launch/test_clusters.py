@@ -234,7 +234,8 @@ def test_tpu_run_outlives_its_connection_and_is_stopped_before_the_next(pod):
         time.sleep(0.02)
     processes = [int((home / "nasjax.pid").read_text()) for home in pod.homes]
     try:
-        os.killpg(first.pid, signal.SIGINT)  # Ctrl-C
+        # The connection breaks. Not Ctrl-C, which what runs in the background may ignore.
+        os.killpg(first.pid, signal.SIGTERM)
         first.wait(timeout=30)
         for process in processes:
             os.kill(process, 0)  # is still there
