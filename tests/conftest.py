@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, new-style keys only, and where the shared fixtures are."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -20,6 +21,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Tracing makes many small objects, and JAX does work of its own at each collection.
+gc.set_threshold(50_000, 20, 50)
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 

@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Some cases of each kind are enough for every day; with ``-m slow``, and by the command, all are
 # checked. Gradients and networks of plain sharing take minutes to trace.
 VITAS = ("largest", "mid_patch_7", "with_identity", "shared_qkv_mid", "standalone_mid")
+DARTS = {"net_aux", "net_DARTS_V2", "we2_soft1_train", "we2_onehot_DARTS_V2_train"}
 NASVIT = ("random_1", "train_mode_random_2")
 
 
@@ -29,7 +30,7 @@ def plain_or_argmax(case):
 
 LEFT_OUT = {
     "autoformer": lambda case: not case["name"].startswith(("mid", "no_", "smallest")),
-    "darts": lambda case: plain_or_argmax(case) or case.get("model") == "net_aux",
+    "darts": lambda case: plain_or_argmax(case) or not DARTS.isdisjoint(map(str, case.values())),
     "nasvit": lambda case: case["name"] != "table13_A1",
     "nasvit_small": lambda case: case["name"] not in NASVIT,
     "nb201": plain_or_argmax,

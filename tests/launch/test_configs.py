@@ -85,6 +85,7 @@ def test_a_section_can_be_overridden_alone(path, argument):
     assert len({id(section) for section in found}) == len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [p for p in CONFIGS if p.stem == "gravite_cifar10"], ids=lambda p: p.stem
 )

@@ -51,6 +51,7 @@ def test_eight_devices_search_as_one_does(alone, tmp_path, rule):
     assert_same_state(state, expected)
 
 
+@pytest.mark.slow
 def test_a_transformer_divided_by_heads_and_over_all_devices_searches_as_a_whole_one(tmp_path):
     net = transformer()
     expected, arch = searched(tmp_path / "one", sharding.REPLICATED, one_device(), net)
