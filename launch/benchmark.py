@@ -9,6 +9,11 @@
     python launch/benchmark.py searchers --space toy_conv_macro --table TABLE.csv
     python launch/benchmark.py latency
     python launch/benchmark.py proxies
+    python launch/benchmark.py step --config CONFIG
+    python launch/benchmark.py scaling --config CONFIG
+    python launch/benchmark.py input --config CONFIG
+    python launch/benchmark.py compile --config CONFIG
+    python launch/benchmark.py roofline --config CONFIG --device tpu-v5p
 
 ``superposition`` compares the search step (loss, gradients of weights and alphas) with the plain
 largest network of the same module, interleaved in one process. ``quickstart`` runs the quickstart
@@ -19,6 +24,8 @@ by sampling and then searching. ``population`` evaluates architectures in one pr
 over extracted networks; ``searchers`` runs searchers on a table alone; ``latency`` measures
 sub-networks on this machine and fits a predictor. ``conflict`` is the ablation of NASViT's training
 by the sandwich rule, and ``sandwich`` measures a step of it. ``proxies`` scores untrained networks.
+``step``, ``scaling``, ``input`` and ``compile`` measure the speed of a configuration; ``roofline``
+says what it would be on devices that are not at hand.
 Stopped, those that search continue where they were.
 """
 
@@ -33,15 +40,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import benchmark_compile
 import benchmark_conflict
+import benchmark_input
 import benchmark_oracle
 import benchmark_proxies
+import benchmark_roofline
 import benchmark_searchers
+import benchmark_speed
 import benchmark_two_stage
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiment import one_lapack_thread
+from experiment import one_lapack_thread, one_sentence
 
 import nasjax
 from nasjax import relax, spaces
@@ -193,8 +204,13 @@ def main() -> None:
     benchmark_proxies.add_commands(commands)
     benchmark_searchers.add_commands(commands)
     benchmark_conflict.add_commands(commands)
+    benchmark_speed.add_commands(commands)
+    benchmark_input.add_commands(commands)
+    benchmark_compile.add_commands(commands)
+    benchmark_roofline.add_commands(commands)
     options = parser.parse_args()
-    result = options.run(options)
+    with one_sentence():
+        result = options.run(options)
     device = jax.devices()[0]
     result = {
         "benchmark": options.command,

@@ -105,7 +105,7 @@ def sandwich(options: argparse.Namespace) -> dict[str, Any]:
     A pass is forward and backward; a step has one for each of its networks, at the maximal size,
     and the optimizer's update.
     """
-    values = _config(options.config)
+    values = read_config(options.config)
     supernet = spaces.make(**values["space"])
     sampler = sampling.sandwich(supernet.space, sampling.uniform(supernet.space, options.random))
     archs = sampler(jax.random.key(0), 0)
@@ -177,7 +177,7 @@ def _encoded(supernet: Supernet, archs: Any) -> jax.Array:
     return jnp.asarray(np.stack([architecture.encode(supernet.space, arch) for arch in archs]))
 
 
-def _config(config: str) -> dict[str, Any]:
+def read_config(config: str) -> dict[str, Any]:
     """A configuration, FILE or FILE:VARIANT."""
     path, _, variant = config.partition(":")
     if not pathlib.Path(path).is_file():

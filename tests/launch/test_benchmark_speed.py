@@ -120,8 +120,8 @@ def test_input_measures_both_ways(monkeypatch, capsys):
 
 def test_compile_foresees_memory(monkeypatch, capsys):
     before = jax.config.jax_enable_compilation_cache
-    arguments = ("--remat", "none", "full")
-    result, text = run(monkeypatch, capsys, "compile", *arguments, values=SMALL + SAMPLED)
+    arguments = ("--remat", "none", "full", "--step", "one_shot")
+    result, text = run(monkeypatch, capsys, "compile", *arguments)
     assert jax.config.jax_enable_compilation_cache == before
     rows = result["policies"]
     assert [row["remat"] for row in rows] == ["none", "full"]
@@ -182,6 +182,8 @@ def test_a_space_with_a_static_choice_is_sampled():
     config = str(pathlib.Path(TINY).parents[2] / "configs" / "vitas.py")
     bench = workbench.open_workbench(options(config=config))
     assert not bench.mixes and bench.searched == workbench.ONE_SHOT
+    with pytest.raises(NasjaxError, match="static choices"):
+        bench.require(workbench.BILEVEL)
     fixed = workbench.open_workbench(options())
     assert fixed.mixes and fixed.searched == workbench.BILEVEL
 
