@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,12 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
+from nasjax.core.chunks import in_chunks
 from nasjax.core.errors import NasjaxError
 from nasjax.core.program import Program
 from nasjax.core.supernet import Supernet
 from nasjax.search.proxies import Count, Proxy
-
-logger = logging.getLogger(__name__)
 
 
 class Scorer:
@@ -60,6 +58,7 @@ class Scorer:
         self._batch = jax.device_put(dict(batch), everywhere)
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 32)
         self._programs: dict[Any, Program] = {}
+        self._prepared: dict[Any, Proxy] = {}
 
     @property
     def compiles(self) -> dict[str, int]:
@@ -71,24 +70,12 @@ class Scorer:
 
     def population(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, dict[str, float]]]:
         """Yield ``(architecture, {proxy: score})``, in order within equal static options."""
-        groups: dict[tuple[Any, ...], list[Arch]] = {}
-        for arch in archs:
-            groups.setdefault(self._supernet.static(arch), []).append(arch)
-        for group in groups.values():
-            start = 0
-            while start < len(group):
-                part = group[start : start + self.chunk * self._mesh.shape["data"]]
-                try:
-                    scores = {name: self._scores(name, part) for name in self._proxies}
-                except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error) or self.chunk == 1:
-                        raise
-                    self.chunk //= 2
-                    logger.info("Memory is short: %d architectures at once now.", self.chunk)
-                    continue
-                for i, arch in enumerate(part):
-                    yield arch, {name: values[i] for name, values in scores.items()}
-                start += len(part)
+
+        def run(part: Sequence[Arch]) -> list[dict[str, float]]:
+            scores = {name: self._scores(name, part) for name in self._proxies}
+            return [{name: each[i] for name, each in scores.items()} for i in range(len(part))]
+
+        return in_chunks(self, self._supernet, archs, run, self._mesh.shape["data"])
 
     def scores(self, archs: Sequence[Arch]) -> dict[str, list[float]]:
         """The scores of ``archs`` by proxy, in their order."""
@@ -113,15 +100,18 @@ class Scorer:
     def _program(self, name: str, arch: Arch) -> Program:
         at = (name, self._supernet.static(arch), self.chunk)
         if at not in self._programs:
-            self._programs[at] = self._compiled(self._proxies[name], arch)
+            self._programs[at] = self._compiled(name, arch)
         return self._programs[at]
 
-    def _compiled(self, proxy: Proxy, arch: Arch) -> Program:
+    def _compiled(self, name: str, arch: Arch) -> Program:
         # The static options of this program are those of its module.
-        module = self._supernet.maximal(arch)
-        supernet = dataclasses.replace(self._supernet, module=module)
-        if hasattr(proxy, "prepared"):
-            proxy = proxy.prepared(supernet, self._variables, arch)
+        static = self._supernet.static(arch)
+        supernet = dataclasses.replace(self._supernet, module=self._supernet.maximal(arch))
+        proxy = self._proxies[name]
+        if hasattr(proxy, "prepared"):  # once, whatever the chunk
+            if (name, static) not in self._prepared:
+                self._prepared[name, static] = proxy.prepared(supernet, self._variables, arch)
+            proxy = self._prepared[name, static]
         one_device, many = PartitionSpec(), PartitionSpec("data")
 
         def score(variables: Any, batch: Any, vector: jax.Array) -> jax.Array:

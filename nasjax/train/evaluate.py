@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from nasjax import data
 from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
+from nasjax.core.chunks import in_chunks
 from nasjax.core.errors import NasjaxError
 from nasjax.core.program import Program
 from nasjax.core.supernet import STATISTICS, Supernet
@@ -23,7 +23,6 @@ from nasjax.train.calibrate import calibrate_batch_stats
 from nasjax.train.session import Session
 
 CALIBRATION_BATCHES = 8
-logger = logging.getLogger(__name__)
 
 
 class Evaluator:
@@ -116,23 +115,12 @@ class Evaluator:
           archs: in any order, which is kept within equal static options.
           others: further super-networks of the same weights; the accuracy is the mean (BCNet).
         """
-        groups: dict[tuple[Any, ...], list[Arch]] = {}
-        for arch in archs:
-            groups.setdefault(supernet.static(arch), []).append(arch)
-        for group in groups.values():
-            start = 0
-            while start < len(group):
-                part = group[start : start + self.chunk]
-                try:
-                    sides = [self._chunked(s, weights, part) for s in (supernet, *others)]
-                except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error) or self.chunk == 1:
-                        raise
-                    self.chunk //= 2
-                    logger.info("Memory is short: %d architectures at once now.", self.chunk)
-                    continue
-                yield from zip(part, np.mean(sides, axis=0).tolist(), strict=True)
-                start += len(part)
+
+        def run(part: Sequence[Arch]) -> Sequence[float]:
+            sides = [self._chunked(s, weights, part) for s in (supernet, *others)]
+            return np.mean(sides, axis=0).tolist()
+
+        return in_chunks(self, supernet, archs, run)
 
     def _chunked(
         self, supernet: Supernet, weights: Mapping[str, Any], archs: Sequence[Arch]

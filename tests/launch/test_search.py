@@ -6,6 +6,7 @@ import pathlib
 import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -309,3 +310,45 @@ def test_a_file_of_the_authors_weights_can_be_evaluated(tmp_path):
     logits = supernet.module.apply(variables, images)
     accuracy = float(np.mean(np.argmax(np.asarray(logits), -1) == digits.test.labels))
     assert printed["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_two_processes_is_that_of_one(tmp_path):
+    """All phases, their evaluation and the report, with states that no process has whole."""
+    rule = "--config.sharding=fully_sharded"
+    finish(start(tmp_path / "one", rule, devices=8))
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    arguments = ["--config", CONFIG, "--workdir", tmp_path / "two", rule]
+    processes = [
+        subprocess.Popen(
+            command("search.py", *arguments),
+            env={
+                **environment(devices=4),
+                "NASJAX_DISTRIBUTED": "1",
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(i),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    first, second = (finish(process) for process in processes)
+    assert "2 process(es)" in first and "Report:" in first and "Report:" not in second
+    found, expected = (
+        json.loads((tmp_path / name / "result.json").read_text())["rows"] for name in ("two", "one")
+    )
+    assert found[0]["architecture"] == expected[0]["architecture"]
+    for row, other in zip(found, expected, strict=True):
+        for name in ("inherited", "fine_tuned", "retrained"):
+            assert row[name] == pytest.approx(other[name], abs=0.03), name
+    for phase in ("search", "finetune", "retrain"):
+        losses = [
+            [row["train_loss"] for row in rows(tmp_path / name, phase) if "train_loss" in row]
+            for name in ("two", "one")
+        ]
+        np.testing.assert_allclose(*losses, rtol=1e-3)
