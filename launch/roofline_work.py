@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jex
 from two_stage import make_sampler
 
 import nasjax
 from nasjax import relax, sampling, spaces
 from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError
+from nasjax.core.flops import inner_jaxprs
 from nasjax.core.names import Leaf, leaves
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.models.vit import VisionTransformer
@@ -115,7 +115,7 @@ def products(jaxpr: Any, times: int = 1) -> Iterator[Product]:
             yield from products(params["branches"][chosen].jaxpr, times)
         else:
             repeats = params["length"] if name == "scan" else 1
-            for inner in _inner(params):
+            for inner in inner_jaxprs(params):
                 yield from products(inner, times * repeats)
 
 
@@ -134,15 +134,6 @@ def _product(equation: Any, times: int) -> Product:
         rows, columns = math.prod(out.shape) // features, features // batch
         depth = math.prod(right.shape) // features
     return Product(batch, rows, columns, depth, size, times)
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, jex.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, jex.Jaxpr):
-                yield item
 
 
 def _up(length: int, tile: int) -> int:
@@ -292,7 +283,7 @@ def _elementwise(jaxpr: Any) -> float:
     for equation in jaxpr.eqns:
         if equation.primitive.name in _ELEMENTWISE:
             total += math.prod(equation.outvars[0].aval.shape)
-        total += sum(_elementwise(inner) for inner in _inner(equation.params))
+        total += sum(_elementwise(inner) for inner in inner_jaxprs(equation.params))
     return total
 
 

@@ -7,7 +7,7 @@ counter multiplies loops out and counts what the field counts: matrix products a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ def _count(jaxpr: Any) -> int:
             total += _count_branches(params)
             continue
         repeats = params["length"] if name == "scan" else 1
-        for inner in _inner(params):
+        for inner in inner_jaxprs(params):
             total += repeats * _count(inner)
     return total
 
@@ -63,7 +63,8 @@ def _count_branches(params: dict[str, Any]) -> int:
     return max(counts)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
+def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation: of a call, a loop, a branch."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, jex.ClosedJaxpr):

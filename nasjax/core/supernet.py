@@ -24,7 +24,12 @@ STATISTICS = "batch_stats"
 
 
 def draw(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
-    """Draw the variables of ``module``, without boxes.
+    """Draw the variables of ``module``, without boxes; see :func:`draw_boxed`."""
+    return nn.unbox(draw_boxed(module, rngs, input_shape, **options))
+
+
+def draw_boxed(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
+    """Draw the variables of ``module``, in the boxes that name their axes.
 
     Nothing but the initialisers is run, one by one: as one program, the hundreds of draws of a
     DARTS network take XLA more than a minute to compile.
@@ -36,7 +41,7 @@ def draw(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: An
       **options: what else the module is called with.
     """
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    return nn.unbox(module.lazy_init(rngs, example, **options))
+    return module.lazy_init(rngs, example, **options)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,7 +19,7 @@ from nasjax import data, relax
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
 from nasjax.core.names import axis_names
-from nasjax.core.supernet import STATISTICS, Supernet, draw
+from nasjax.core.supernet import STATISTICS, Supernet, draw_boxed
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain
@@ -247,9 +246,8 @@ def train(
     key = session.key(phase)
     # As in training: an auxiliary head is there only then.
     keys = {"params": stream(key, "init"), "dropout": key}
-    variables = draw(module, keys, shape, train=True)
-    boxed = jax.eval_shape(lambda keys: module.init(keys, jnp.zeros((1, *shape)), train=True), keys)
-    names = axis_names(boxed)["params"]
+    boxed = draw_boxed(module, keys, shape, train=True)
+    variables, names = nn.unbox(boxed), axis_names(boxed)["params"]
     weights = variables["params"] if weights is None else weights
 
     def create(key: jax.Array, weights: Any, statistics: Any) -> State:

@@ -105,12 +105,11 @@ def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rul
 
     Args:
       state: a :class:`~nasjax.train.state.State` of arrays or shapes.
-      names: axis names of the weights; empty where they have none.
+      names: axis names of the weights.
       mesh: the mesh.
       rules: what is divided over which mesh axis.
     """
-    names = dict(names) or jax.tree.map(lambda leaf: PartitionSpec(), dict(state.weights))
-    placed = weight_shardings(dict(state.weights), names, mesh, rules)
+    placed = weight_shardings(dict(state.weights), dict(names), mesh, rules)
     # Moments mirror the weights: the end of an array's path in the state is its path in them.
     by_path = {
         tuple(p.key for p in path): (sharding, leaf.shape)
@@ -139,6 +138,5 @@ def gathered(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -
     """
     if rules.spread is None:
         return weights
-    names = dict(names) or jax.tree.map(lambda leaf: PartitionSpec(), dict(weights))
-    places = weight_shardings(weights, names, mesh, dataclasses.replace(rules, spread=None))
+    places = weight_shardings(weights, dict(names), mesh, dataclasses.replace(rules, spread=None))
     return jax.lax.with_sharding_constraint(weights, places)
