@@ -88,7 +88,7 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
     def search(weights: Any, alphas: Any, temperature: jax.Array) -> Any:
         def loss(weights: Any, alphas: Any) -> jax.Array:
             mixed = {n: jax.nn.softmax(a / temperature) for n, a in alphas.items()}
-            variables = supernet.superpose({"params": weights}, mixed)
+            variables = supernet.masked({"params": weights}, mixed)
             return cross_entropy(supernet.module.apply(variables, images), labels)
 
         return jax.value_and_grad(loss, (0, 1))(weights, alphas)

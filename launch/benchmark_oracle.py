@@ -195,7 +195,7 @@ def sharing(options: argparse.Namespace) -> dict[str, Any]:
             def loss(weights: Any, alphas: Any) -> jax.Array:
                 mixed = {n: jax.nn.softmax(a) for n, a in alphas.items()}
                 given = {
-                    **supernet.superpose({"params": weights}, mixed),
+                    **supernet.masked({"params": weights}, mixed),
                     **supernet.empty_statistics,
                 }
                 rngs = {"dropout": jax.random.key(3)}

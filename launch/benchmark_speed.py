@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from measuring import interleaved, medians, memory, mib, percent, published_peak, ratio, utilisation
@@ -24,6 +25,7 @@ from workbench import (
 
 from nasjax import report
 from nasjax.core.errors import NasjaxError
+from nasjax.core.masked import Masked
 from nasjax.train import sharding
 
 MASKS, MATMUL, SIDE = "masks", "matmul", 2048  # of the square matrices that a CPU's peak is read by
@@ -40,7 +42,8 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
     taken = {}
     for kind in kinds:
         programs[kind], taken[kind] = _running(bench, kind, mesh, sharding.REPLICATED)
-    programs[MASKS] = _masks(bench)
+    searched = BILEVEL if BILEVEL in kinds else ONE_SHOT
+    programs[MASKS] = _masks(bench, levels=BATCHES[searched])
     peak, source = published_peak(device.device_kind, bench.dtype), "published"
     if device.platform == "cpu":
         source = f"fastest product of {SIDE} x {SIDE} matrices in this run"
@@ -53,13 +56,11 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
     spent = medians(found)
     images = {kind: BATCHES[kind] * bench.recipe.batch_size for kind in kinds}
     used = {kind: utilisation(bench.flops(kind), spent[kind], peak) for kind in kinds}
-    searched = BILEVEL if BILEVEL in kinds else ONE_SHOT
-    share = ratio(found, MASKS, searched)
     ratios = {
         "bilevel_to_plain": ratio(found, BILEVEL, PLAIN),
         "second_order_to_plain": ratio(found, SECOND_ORDER, PLAIN),
         "one_shot_to_plain": ratio(found, ONE_SHOT, PLAIN),
-        "masks_share": None if share is None else BATCHES[searched] * share,
+        "masks_share": ratio(found, MASKS, searched),
     }
     lines = [
         (
@@ -107,24 +108,37 @@ def _running(
     return Running(compiled, *bench.arrays(kind, shapes)), memory(compiled)
 
 
-def _masks(bench: Workbench) -> Any:
-    """Making the superposed weights, and the way back to weights and mixture, as one call.
+def _masks(bench: Workbench, levels: int) -> Any:
+    """What a search step does to superpose its weights, layer by layer, and the ways back.
 
-    A level of a search needs only one of the two gradients, so twice this is more than it takes.
+    Args:
+      bench: the configuration.
+      levels: 1 for the way back to the weights; 2 for another superposition besides, with the way
+        back to the mixture.
     """
     mixture = bench.method().mean(bench.method().init(bench.supernet.space, jax.random.key(1)))
 
-    def made(weights: Any, mixture: Any) -> Any:
-        return bench.supernet.superpose({"params": weights}, mixture)
+    @jax.checkpoint
+    def squares(boxes: Any) -> jax.Array:  # whose gradient is what was superposed: a read
+        return sum(jnp.sum(jnp.square(array)) for array in jax.tree.leaves(nn.unbox(boxes)))
 
-    @jax.jit
-    def both(weights: Any, mixture: Any, cotangent: Any) -> Any:
-        variables, back = jax.vjp(made, weights, mixture)
-        return variables, back(cotangent)
+    def layer(total: jax.Array, boxes: Any) -> tuple[jax.Array, None]:
+        return total + squares(nn.meta.remove_axis(boxes, 0, {})), None
 
-    shapes = jax.eval_shape(made, bench.weights, mixture)
-    cotangent = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-    return lambda: both(bench.weights, mixture, cotangent)
+    def total(weights: Any, mixture: Any) -> jax.Array:
+        boxes: dict[int, list[Masked]] = {}
+        for box in jax.tree.leaves(
+            bench.supernet.masked({"params": weights}, mixture), is_leaf=nn.meta.is_axis_metadata
+        ):
+            if isinstance(box, Masked):
+                boxes.setdefault(len(box.value) if box.scanned else 0, []).append(box)
+        found = squares(boxes.pop(0, []))
+        for stack in boxes.values():
+            found, _ = jax.lax.scan(layer, found, stack)
+        return found
+
+    programs = [jax.jit(jax.grad(total, argument)) for argument in range(levels)]
+    return lambda: [program(bench.weights, mixture) for program in programs]
 
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nasjax.core.mixture import argmax, entropy, one_hot, uniform
 from nasjax.core.names import axis_names, name_axes
 from nasjax.core.space import Axis, Choice, SearchSpace, centred, private
 from nasjax.core.supernet import Supernet
-from nasjax.core.superpose import extract, superpose
+from nasjax.core.superpose import extract, masked, superpose
 from nasjax.models.layers import active_statistics
 from nasjax.train.calibrate import calibrate_batch_stats
 from nasjax.version import __version__
@@ -46,6 +46,7 @@ __all__ = [
     "entropy",
     "extract",
     "largest",
+    "masked",
     "mutate",
     "name_axes",
     "one_hot",

@@ -141,6 +141,14 @@ def mask_factors(space: SearchSpace, mixture: Mixture, leaf: Leaf) -> list[Facto
     return factors
 
 
+def layered(factor: Factor, layers: int) -> Factor:
+    """``factor`` with an axis of ``layers`` in front."""
+    letters = LAYERS + factor.letters.replace(LAYERS, "")
+    if LAYERS in factor.letters:
+        return Factor(jnp.moveaxis(factor.array, factor.letters.index(LAYERS), 0), letters)
+    return Factor(jnp.broadcast_to(factor.array, (layers, *factor.array.shape)), letters)
+
+
 def expected_product(
     space: SearchSpace, mixture: Mixture, leaf: Leaf, axes: Sequence[str]
 ) -> jax.Array:
@@ -169,7 +177,7 @@ def scale(
 
     Args:
       subscript: letters of the dimensions of ``value``.
-      letters: letters of the dimensions of each factor.
+      letters: letters of the dimensions of each factor; the layers', if it is in ``subscript``.
       value: an array.
       factors: small arrays over some of its dimensions and over shared choices.
     """
@@ -206,21 +214,12 @@ def _scale_backward(subscript, letters, saved, cotangent):  # type: ignore[no-un
     value, factors = saved
     product = Factor(at_least_float32(cotangent * value), subscript)
     # Every contraction is kept within a layer: across layers it would transpose the product.
-    spread = [_layered(Factor(f, sub), product) for f, sub in zip(factors, letters, strict=True)]
-    gradients = []
-    for i, sub in enumerate(letters):
-        layers = LAYERS if LAYERS in subscript else ""
-        others = spread[:i] + spread[i + 1 :]
-        gradient = _product([product, *others], layers + sub.replace(LAYERS, ""))
-        gradients.append(_product([gradient], sub).array)
+    spread = [Factor(factor, sub) for factor, sub in zip(factors, letters, strict=True)]
+    gradients = [
+        _product([product, *spread[:i], *spread[i + 1 :]], sub).array
+        for i, sub in enumerate(letters)
+    ]
     return scale(subscript, letters, cotangent, factors), tuple(gradients)
-
-
-def _layered(factor: Factor, like: Factor) -> Factor:
-    if LAYERS not in like.letters or LAYERS in factor.letters:
-        return factor
-    shape = (like.array.shape[like.letters.index(LAYERS)], *factor.array.shape)
-    return Factor(jnp.broadcast_to(factor.array, shape), LAYERS + factor.letters)
 
 
 scale.defvjp(_scale_forward, _scale_backward)

@@ -18,7 +18,7 @@ from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
 from nasjax.core.space import SearchSpace
-from nasjax.core.superpose import ACTIVE, extract, superpose
+from nasjax.core.superpose import ACTIVE, extract, masked
 
 STATISTICS = "batch_stats"
 
@@ -130,11 +130,15 @@ class Supernet:
         self.names  # noqa: B018 - a space that does not fit the module fails here, not later
         return draw(self.module, key, self.input_shape)
 
-    def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
-        """Variables of the super-network under ``mixture``; see :func:`superpose`."""
+    def masked(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
+        """:meth:`superpose` for a module to multiply when it reads; see :func:`masked`."""
         if ACTIVE in self.shapes:
             variables = {**variables, ACTIVE: self.shapes[ACTIVE]}
-        return superpose(self.space, self.names, variables, mixture)
+        return masked(self.space, self.names, variables, mixture)
+
+    def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
+        """Variables of the super-network under ``mixture``; see :func:`superpose`."""
+        return nn.unbox(self.masked(variables, mixture))
 
     def extract(self, variables: Tree, arch: Arch) -> dict[str, Any]:
         """Variables of ``network(arch)``; see :func:`extract`."""

@@ -6,6 +6,7 @@ import dataclasses
 import string
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,8 @@ from flax import traverse_util
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import SpaceError
-from nasjax.core.expect import LAYERS, length_table, mask_factors, scale
+from nasjax.core.expect import LAYERS, layered, length_table, mask_factors
+from nasjax.core.masked import Masked
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, leaves
 from nasjax.core.space import SearchSpace
@@ -30,7 +32,8 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
     The probability that it is there is told to the operation, which weighs its output by it.
 
     ``module.apply(superpose(space, names, variables, mixture), x)`` is the super-network under
-    ``mixture``; with a one-hot mixture it is the sampled sub-network, at maximal shapes.
+    ``mixture``; with a one-hot mixture it is the sampled sub-network, at maximal shapes. To train
+    it, :func:`masked` takes its place: the same without a copy of all weights.
 
     Args:
       space: the search space.
@@ -47,6 +50,27 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
     Raises:
       SpaceError: if a choice changes the length of no axis: masks cannot express it.
     """
+    return nn.unbox(masked(space, names, variables, mixture))
+
+
+def masked(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -> dict[str, Any]:
+    """Put every maximal array and its expected mask in a box that Flax opens when it is read.
+
+    :func:`superpose` with the products left to the module: ``module.apply`` of either is the same
+    super-network, but layers that are scanned multiply one at a time.
+
+    Args:
+      space: the search space.
+      names: axis names of ``variables``.
+      variables: maximal arrays, e.g. ``{"params": ...}``.
+      mixture: weights of the options, see :mod:`nasjax.core.mixture`.
+
+    Returns:
+      What :func:`superpose` returns, with parameters as :class:`~nasjax.core.masked.Masked`.
+
+    Raises:
+      SpaceError: as :func:`superpose`.
+    """
     if space.inert:
         raise SpaceError(
             f"choice {space.inert[0]!r} of space {space.name!r} changes the length of no axis, so "
@@ -56,11 +80,12 @@ def superpose(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture
     plan = list(leaves(space, names, variables))
     parts = dict.fromkeys(leaf.operations for leaf in plan)
     within = {operations: _given(space, mixture, operations) for operations in parts}
-    weighed = {
-        leaf.path: _weigh(space, leaf, flat[leaf.path], within[leaf.operations])
-        for leaf in plan
-        if leaf.path[0] != ACTIVE
-    }
+    weighed = {}
+    for leaf in plan:
+        if leaf.path[0] != ACTIVE:
+            array = _box(space, leaf, flat[leaf.path], within[leaf.operations])
+            # Other collections are written, too: a box is for reading.
+            weighed[leaf.path] = array if leaf.path[0] == "params" else nn.unbox(array)
     active = {
         (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), within[leaf.operations])
         for leaf in plan
@@ -102,15 +127,23 @@ def _mass(space: SearchSpace, leaf: Leaf, mixture: Mixture) -> jax.Array:
 
 
 def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
+    return nn.unbox(_box(space, leaf, value, mixture))
+
+
+def _box(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array | Masked:
+    """``value`` and its mask; only ``value`` where it has none."""
     moved = [a for a in leaf.axes if a is not None and space.axis(a).put is not None]
     if moved:
         return _weigh_moved(space, leaf, moved, value, mixture)
     factors = mask_factors(space, mixture, leaf)
     if not factors:
         return value
-    subscript = (LAYERS if leaf.scanned else "") + string.ascii_lowercase[: len(leaf.axes)]
+    subscript = string.ascii_lowercase[: len(leaf.axes)]
+    if leaf.scanned:
+        subscript = LAYERS + subscript
+        factors = [layered(factor, len(value)) for factor in factors]
     letters = tuple(factor.letters for factor in factors)
-    return scale(subscript, letters, value, tuple(factor.array for factor in factors))
+    return Masked(value, tuple(factor.array for factor in factors), letters, subscript)
 
 
 def _weigh_moved(

@@ -260,7 +260,7 @@ class InvertedResidual(nn.Module):
 
     def written(self) -> list[jax.Array]:
         """What scales and shifts the output: zero where the block does not exist."""
-        return list(jax.tree.leaves(self.variables["params"]["project"]["norm"]))
+        return list(jax.tree.leaves(nn.unbox(self.variables["params"]["project"]["norm"])))
 
 
 def halved(side: int, stride: int) -> int:

@@ -111,6 +111,7 @@ class Linear(nn.Module):
             named(init, self.kernel_axes),
             (*inputs, *self.features),
             self.param_dtype,
+            unbox=False,
         )
         bias = None
         if self.use_bias:
@@ -118,11 +119,19 @@ class Linear(nn.Module):
             bias = self.param(
                 "bias", named(self.bias_init, self.bias_axes), shape, self.param_dtype
             )
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         lead = x.shape[: x.ndim - self.contract]
-        y = x.reshape(math.prod(lead), math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)
+
+        # The superposed kernel is made again in the backward pass: kept, it would be a copy of
+        # the weights of all layers.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def product(x: jax.Array, kernel: Any) -> jax.Array:
+            x, kernel = nn.dtypes.promote_dtype(x, nn.unbox(kernel), dtype=self.dtype)
+            rows = x.reshape(math.prod(lead), math.prod(inputs))
+            return rows @ kernel.reshape(math.prod(inputs), -1)
+
+        y = product(x, kernel)
         if bias is not None:
-            y = y + bias.reshape(1, -1)
+            y = y + bias.astype(y.dtype).reshape(1, -1)
         return y.reshape(*lead, *self.features)
 
 
@@ -288,7 +297,7 @@ def active_statistics(
     if not plain:
         return next_fun(*args, **kwargs)
     (x,) = args
-    params = module.variables["params"]
+    params = nn.unbox(module.variables["params"])
     bias = params.get("bias", jnp.zeros_like(params["scale"]))
     active: Any = module.get_variable("active", "scale")
     dtype = nn.dtypes.canonicalize_dtype(x, params["scale"], bias, dtype=module.dtype)

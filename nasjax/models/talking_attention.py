@@ -342,7 +342,7 @@ class TransformerBlock(nn.Module):
 
     def written(self) -> list[jax.Array]:
         """What is multiplied with, or makes, all output: zero where the block does not exist."""
-        params: Any = self.variables["params"]
+        params: Any = nn.unbox(self.variables["params"])
         if self.sizes.rows:
             return [params["scale_attention"], params["scale_mlp"]]
         maps = (params["attention"]["project"], params["mlp_1"]["down"], params["mlp_2"]["down"])

@@ -207,7 +207,7 @@ class Block(nn.Module):
         asked = self.is_mutable_collection("activations")
         if not self.optional or self.is_initializing() or asked:
             return whole(self, x), None
-        params: Any = self.variables["params"]
+        params: Any = nn.unbox(self.variables["params"])
         there = writes(jax.tree.leaves((params["attention"]["proj"], params["fc2"])))
         return nn.cond(there, whole, lambda block, x: x, self, x), None
 

@@ -110,9 +110,9 @@ def _program(
     prepare = phases.preparation(dataset, recipe.augmentation)
     tests = list(data.evaluation_batches(dataset.test, min(_BATCH, len(dataset.test))))
 
-    def superposed(weights: Any, vector: jax.Array) -> Any:
+    def masked(weights: Any, vector: jax.Array) -> Any:
         mixture = mixtures.one_hot_vector(supernet.space, vector)
-        return supernet.superpose({"params": weights}, mixture)
+        return supernet.masked({"params": weights}, mixture)
 
     def train(weights: Any, vector: jax.Array, key: jax.Array) -> Any:
         def step(carried: Any, number: jax.Array) -> tuple[Any, None]:
@@ -125,7 +125,7 @@ def _program(
             rngs = {"dropout": stream(key, "dropout", number)}
 
             def loss(weights: Any) -> jax.Array:
-                variables = superposed(weights, vector)
+                variables = masked(weights, vector)
                 logits: Any = supernet.module.apply(variables, inputs, train=True, rngs=rngs)
                 return cross_entropy(logits, targets)
 
@@ -140,7 +140,7 @@ def _program(
         correct = jnp.zeros(())
         for batch in tests:
             shown = data.normalize(_sized(batch["image"], recipe), dataset.mean, dataset.std)
-            logits: Any = supernet.module.apply(superposed(weights, vector), shown, train=False)
+            logits: Any = supernet.module.apply(masked(weights, vector), shown, train=False)
             right = jnp.argmax(logits, -1) == batch["label"]
             correct = correct + jnp.sum(right * batch["weight"])
         return correct / len(dataset.test)

@@ -143,7 +143,7 @@ def sandwich_step(
 
         def run(module: nn.Module, weights: Any, path: jax.Array, number: Any) -> jax.Array:
             mixture = mixtures.one_hot_vector(supernet.space, path)
-            given = supernet.superpose({"params": weights}, mixture)
+            given = supernet.masked({"params": weights}, mixture)
             rngs = {"dropout": jax.random.fold_in(chance, number)}
             logits: Any
             logits, _ = module.apply(

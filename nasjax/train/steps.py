@@ -90,7 +90,7 @@ def bilevel_step(
     ) -> Any:
         drawn = stream(state.key, f"mixture/{name}", state.step)
         mixture = relaxation.mixture(alphas, drawn, state.step)
-        variables = supernet.superpose({"params": weights}, mixture)
+        variables = supernet.masked({"params": weights}, mixture)
         images, labels = examples
         # Batch normalisations use the statistics of the batch; what they keep serves no mixture.
         given = {**variables, **supernet.empty_statistics}
@@ -205,7 +205,7 @@ def one_shot_step(
             rngs, logits = {"dropout": key}, jnp.zeros(())
             for side in sides:
                 mixture = mixtures.one_hot_vector(side.space, path)
-                given = {**side.superpose({"params": weights}, mixture), **side.empty_statistics}
+                given = {**side.masked({"params": weights}, mixture), **side.empty_statistics}
                 output: Any
                 output, _ = module.apply(given, images, train=True, rngs=rngs, mutable=[STATISTICS])
                 logits = logits + output

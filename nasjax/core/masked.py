@@ -1,0 +1,56 @@
+"""A maximal array together with its expected mask: multiplied when a module reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import struct
+
+from nasjax.core.expect import LAYERS, scale
+
+
+class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
+    """A maximal array and the factors of its expected mask, in one of Flax's boxes.
+
+    ``self.param`` opens boxes when it reads them, and ``nn.scan`` and ``nn.vmap`` hand each layer
+    its slice of them. So every Flax module reads the superposed array, layers that are scanned
+    make theirs when their turn comes, and no copy of all weights is ever in memory.
+
+    Attributes:
+      value: the maximal array.
+      factors: see :func:`nasjax.core.expect.scale`. Each has a leading axis of layers where
+        ``value`` has.
+      letters: of the dimensions of each factor.
+      subscript: letters of the dimensions of ``value``.
+    """
+
+    # First: Flax compares the shape of a box's first array with what the module asks for.
+    value: Any
+    factors: tuple[Any, ...]
+    letters: tuple[str, ...] = struct.field(pytree_node=False)
+    subscript: str = struct.field(pytree_node=False)
+
+    @property
+    def scanned(self) -> bool:
+        """Whether the leading axis of the array runs over layers."""
+        return LAYERS in self.subscript
+
+    def unbox(self) -> jax.Array:
+        """The superposed array."""
+        return scale(self.subscript, self.letters, self.value, self.factors)
+
+    def replace_boxed(self, val: Any) -> Any:
+        """``val`` itself: what is written is no maximal array any more."""
+        return val
+
+    def add_axis(self, index: int, params: dict[Any, Any]) -> Masked:
+        """The same with the layers in front, as after a scan."""
+        letters = tuple(LAYERS + own for own in self.letters)
+        return self.replace(letters=letters, subscript=LAYERS + self.subscript)
+
+    def remove_axis(self, index: int, params: dict[Any, Any]) -> Masked:
+        """The same for one layer, as within a scan."""
+        letters = tuple(own.replace(LAYERS, "") for own in self.letters)
+        return self.replace(letters=letters, subscript=self.subscript.replace(LAYERS, ""))

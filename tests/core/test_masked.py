@@ -1,0 +1,167 @@
+"""Maximal arrays with their masks: what modules read of them, and what it costs."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import ScopeParamShapeError
+
+import nasjax
+from nasjax.core.masked import Masked
+from nasjax.core.space import Choice, SearchSpace
+from nasjax.models.layers import Linear
+
+WIDTH, LAYERS = 64, 6
+
+SPACE = SearchSpace(
+    "layers",
+    (
+        Choice("width", (16, 32, WIDTH)),
+        Choice("ratio", (1, 2, 4), per="layers"),
+        Choice("depth", (2, 4, LAYERS)),
+    ),
+    {
+        "embed": "width",
+        "hidden": lambda width, ratio: width * ratio,
+        "layers": "depth",
+    },
+)
+
+
+class Foreign(nn.Module):
+    """A layer of Flax's own, which know nothing of masks."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        init, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+        box = nn.with_logical_partitioning
+        wide = nn.Dense(
+            4 * WIDTH,
+            kernel_init=box(init, ("embed", "hidden")),
+            bias_init=box(zeros, ("hidden",)),
+            name="wide",
+        )
+        narrow = nn.Dense(
+            WIDTH,
+            kernel_init=box(init, ("hidden", "embed")),
+            bias_init=box(zeros, ("embed",)),
+            name="narrow",
+        )
+        return x + narrow(nn.gelu(wide(x))), None
+
+
+class Own(nn.Module):
+    """The same of nasjax's layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
+        wide = Linear((4 * WIDTH,), ("embed", "hidden"), ("hidden",), name="wide")
+        narrow = Linear((WIDTH,), ("hidden", "embed"), ("embed",), name="narrow")
+        return x + narrow(nn.gelu(wide(x))), None
+
+
+class Stack(nn.Module):
+    layer: Any
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        layers = nn.scan(
+            nn.remat(self.layer, prevent_cse=False) if self.remat else self.layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=LAYERS,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return layers(name="layers")(x)[0]
+
+
+def supernet(layer: Any, remat: bool = False) -> nasjax.Supernet:
+    module = Stack(layer, remat)
+    return nasjax.Supernet(SPACE, module, lambda arch: module, (WIDTH,))
+
+
+def gradients(read: Any, net: nasjax.Supernet, x: jax.Array) -> Any:
+    """``(weights, mixture) -> loss and gradients`` of what ``read`` makes of the two."""
+
+    def loss(weights: Any, mixture: Any) -> jax.Array:
+        logits: Any = net.module.apply(read({"params": weights}, mixture), x)
+        return jnp.mean(jnp.square(logits))
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+
+def mixture(seed: int) -> Any:
+    keys = jax.random.split(jax.random.key(seed), len(SPACE.choices))
+    even = nasjax.uniform(SPACE)
+    return {
+        choice.name: jax.nn.softmax(jax.random.normal(key, even[choice.name].shape))
+        for choice, key in zip(SPACE.choices, keys, strict=True)
+    }
+
+
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+@pytest.mark.parametrize("layer", [Foreign, Own])
+def test_modules_read_the_superposed_arrays(layer: Any, remat: bool) -> None:
+    net = supernet(layer, remat)
+    weights, x = net.init(jax.random.key(0))["params"], jnp.ones((3, WIDTH)) * jnp.arange(WIDTH)
+    lazy, eager = (gradients(read, net, x) for read in (net.masked, net.superpose))
+    for given in (mixture(0), nasjax.one_hot(SPACE, nasjax.sample(SPACE, jax.random.key(1)))):
+        for got, expected in zip(
+            *(jax.tree.leaves(both(weights, given)) for both in (lazy, eager)), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+def test_no_copy_of_all_weights_is_made() -> None:
+    net = supernet(Own)
+    weights, x = net.init(jax.random.key(0))["params"], jnp.ones((1, WIDTH))
+    size = sum(array.nbytes for array in jax.tree.leaves(weights))
+
+    def temporary(program: Any) -> float:
+        return program.lower(weights, mixture(0)).compile().memory_analysis().temp_size_in_bytes
+
+    plain, lazy, eager = (
+        temporary(gradients(read, net, x))
+        for read in (lambda variables, _: variables, net.masked, net.superpose)
+    )
+    assert lazy - plain < 0.6 * size < eager - plain
+
+
+def test_a_box_is_opened_and_sliced_as_flax_does() -> None:
+    net = supernet(Own)
+    weights, given = net.init(jax.random.key(0)), mixture(2)
+    kernel = net.masked(weights, given)["params"]["layers"]["wide"]["kernel"]
+    assert isinstance(kernel, Masked) and kernel.scanned
+    one = jax.tree.map(lambda array: array[3], kernel.remove_axis(0, {}))
+    assert not one.scanned
+    np.testing.assert_allclose(one.unbox(), kernel.unbox()[3], rtol=1e-6)
+    assert jax.tree.structure(kernel.remove_axis(0, {}).add_axis(0, {})) == jax.tree.structure(
+        kernel
+    )
+
+
+def test_what_has_no_mask_and_what_is_written_stay_arrays() -> None:
+    space = SearchSpace("one", (Choice("width", (2, 4)),), {"embed": "width"})
+    names = {
+        "params": {"kernel": jax.P("embed", None), "head": jax.P(None)},
+        "batch_stats": {"mean": jax.P("embed")},
+    }
+    ones = {
+        "params": {"kernel": jnp.ones((4, 3)), "head": jnp.ones(3)},
+        "batch_stats": {"mean": jnp.ones(4)},
+    }
+    found = nasjax.masked(space, names, ones, nasjax.one_hot(space, {"width": 2}))
+    assert isinstance(found["params"]["kernel"], Masked)
+    assert found["params"]["head"] is ones["params"]["head"]
+    np.testing.assert_array_equal(found["batch_stats"]["mean"], [1, 1, 0, 0])
+
+
+def test_flax_still_compares_shapes() -> None:
+    net = supernet(Own)
+    boxes = net.masked(net.init(jax.random.key(0)), mixture(0))
+    with pytest.raises(ScopeParamShapeError):
+        net.module.apply(boxes, jnp.ones((1, 2 * WIDTH)))
