@@ -67,7 +67,7 @@ def _compiled(bench: Workbench, kind: str) -> dict[str, Any]:
     """Seconds to trace, lower and compile a step from nothing, and its bytes."""
     mesh = submesh(1)
     jitted, shapes = bench.program(kind, mesh, sharding.REPLICATED)
-    with _no_compilation_cache(), jax.set_mesh(mesh):
+    with _no_compilation_cache(), bench.computing(mesh, sharding.REPLICATED):
         jax.clear_caches()
         clock = [time.perf_counter()]
         traced = jitted.trace(*shapes)

@@ -61,7 +61,7 @@ def _on_device(bench: Workbench, pairs: int) -> dict[str, Any]:
     programs: dict[str, Running] = {}
     for name, used in ((AUGMENTED, bench), (NORMALISED, dataclasses.replace(bench, recipe=bare))):
         jitted, shapes = used.program(bench.searched, mesh, sharding.REPLICATED)
-        with jax.set_mesh(mesh):
+        with used.computing(mesh, sharding.REPLICATED):
             compiled = jitted.lower(*shapes).compile()
         state, *rest = used.arrays(bench.searched, shapes)
         others = rest[len(loaders) :]  # what is no batch of images

@@ -184,12 +184,12 @@ def predict(
     # What of a parameter is on a device: what is divided over its group, and the rest.
     whole = (1 - work.divided * (1 - 1 / share)) * work.params
     kept = whole / devices if rules == "fully_sharded" else whole
-    masks = whole * work.masks / device.bandwidth  # gathered weights are masked, not their parts
+    masks = kept * work.masks / device.bandwidth  # they are masked before they are gathered
     update = kept * work.update / device.bandwidth
     read = 3 * work.passes * whole * work.bytes
     moved = images * device.touches * work.traffic / share + read
     collectives, latency = _collectives(work, device, groups, share, images, whole, rules)
-    state = kept * work.state + whole * (work.bytes + 4 * (rules == "fully_sharded"))
+    state = kept * work.state + whole / work.layers * work.bytes  # one layer's, masked
     activations = images * work.kept / share
     room = device.capacity - state
     fits = room >= activations / images
@@ -217,10 +217,9 @@ def _collectives(
     gradients = work.passes * whole * work.bytes
     hops = work.passes * (2 * work.layers + 2 * work.statistics) * _hops(device, groups)
     if rules == "fully_sharded":
-        # A step gathers the weights once, in float32, and scatters the sums of all gradients.
-        time = _gather(device, groups, 4 * whole) + _gather(device, groups, gradients)
-        hops = work.passes * (work.layers + 2 * work.statistics) * _hops(device, groups)
-        hops += _hops(device, groups)
+        # Layer by layer, forward and back, weights are gathered; sums of gradients are scattered.
+        time = 3 * _gather(device, groups, gradients)
+        hops = work.passes * (3 * work.layers + 2 * work.statistics) * _hops(device, groups)
     else:
         time = 2 * _gather(device, groups, gradients)
     if rules == "tensor":

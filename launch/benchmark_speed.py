@@ -103,7 +103,7 @@ def _running(
 ) -> tuple[Running, dict[str, int]]:
     """A step that goes on from itself, and the bytes that it takes on each device."""
     jitted, shapes = bench.program(kind, mesh, rules)
-    with jax.set_mesh(mesh):
+    with bench.computing(mesh, rules):
         compiled = jitted.lower(*shapes).compile()
     return Running(compiled, *bench.arrays(kind, shapes)), memory(compiled)
 

@@ -194,9 +194,10 @@ def of_config(values: Mapping[str, Any], dtype: str, tile: tuple[int, int, int])
         levels=1 if sampled else passes,
         state=4 + 8 + 4 + 4 * average + 4 * sandwich,
         update=_ADAM + 12 * average + sums,
-        # A loop reads the weights and writes what the products read, in their precision; backwards
-        # it reads what they write. The gradient of a mixture takes the weights once more.
-        masks=passes * (4 + width + width + 4 + 4 * (not sampled)),
+        # A loop reads the weights and writes what the products read, in their precision, and once
+        # more for the way back; there it reads what the products write. The gradient of a mixture
+        # takes the weights once more.
+        masks=passes * (2 * (4 + width) + width + 4 + 4 * (not sampled)),
         mask_flops=passes * _mask_flops(supernet, not sampled),
         layers=1 + sum({leaf.stack: leaf.shape[0] for leaf in arrays if leaf.scanned}.values()),
         statistics=2 * sum(leaf.shape[0] if leaf.scanned else 1 for leaf in means),

@@ -16,14 +16,17 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
     ``self.param`` opens boxes when it reads them, and ``nn.scan`` and ``nn.vmap`` hand each layer
     its slice of them. So every Flax module reads the superposed array, layers that are scanned
-    make theirs when their turn comes, and no copy of all weights is ever in memory.
+    make theirs when their turn comes, and no copy of all weights is ever in memory. Where arrays
+    are divided among devices, so are their products; they are gathered as the logical-axis rules
+    in force say (``flax.linen.logical_axis_rules``; none: as XLA likes).
 
     Attributes:
       value: the maximal array.
-      factors: see :func:`nasjax.core.expect.scale`. Each has a leading axis of layers where
-        ``value`` has.
+      factors: see :func:`nasjax.core.expect.scale`; empty where no mask is. Each has a leading axis
+        of layers where ``value`` has.
       letters: of the dimensions of each factor.
       subscript: letters of the dimensions of ``value``.
+      names: of its axes, as the module gives them.
     """
 
     # First: Flax compares the shape of a box's first array with what the module asks for.
@@ -31,15 +34,18 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
     factors: tuple[Any, ...]
     letters: tuple[str, ...] = struct.field(pytree_node=False)
     subscript: str = struct.field(pytree_node=False)
+    names: tuple[str | None, ...] = struct.field(pytree_node=False)
 
     @property
     def scanned(self) -> bool:
         """Whether the leading axis of the array runs over layers."""
         return LAYERS in self.subscript
 
-    def unbox(self) -> jax.Array:
-        """The superposed array."""
-        return scale(self.subscript, self.letters, self.value, self.factors)
+    def unbox(self, dtype: Any = None) -> jax.Array:
+        """The superposed array, in ``dtype`` where it is given: before it is gathered."""
+        product = scale(self.subscript, self.letters, self.value, self.factors)
+        product = product if dtype is None else product.astype(dtype)
+        return nn.with_logical_constraint(product, self.names)
 
     def replace_boxed(self, val: Any) -> Any:
         """``val`` itself: what is written is no maximal array any more."""
@@ -48,9 +54,16 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
     def add_axis(self, index: int, params: dict[Any, Any]) -> Masked:
         """The same with the layers in front, as after a scan."""
         letters = tuple(LAYERS + own for own in self.letters)
-        return self.replace(letters=letters, subscript=LAYERS + self.subscript)
+        names = (params.get(nn.PARTITION_NAME), *self.names)
+        return self.replace(letters=letters, subscript=LAYERS + self.subscript, names=names)
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Masked:
         """The same for one layer, as within a scan."""
         letters = tuple(own.replace(LAYERS, "") for own in self.letters)
-        return self.replace(letters=letters, subscript=self.subscript.replace(LAYERS, ""))
+        subscript = self.subscript.replace(LAYERS, "")
+        return self.replace(letters=letters, subscript=subscript, names=self.names[1:])
+
+
+def opened(array: Any, dtype: Any) -> jax.Array:
+    """What ``array``, in a box or not, holds for a product in ``dtype``."""
+    return (array.unbox(dtype) if isinstance(array, Masked) else nn.unbox(array)).astype(dtype)

@@ -80,12 +80,14 @@ def masked(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -
     plan = list(leaves(space, names, variables))
     parts = dict.fromkeys(leaf.operations for leaf in plan)
     within = {operations: _given(space, mixture, operations) for operations in parts}
+    specs = traverse_util.flatten_dict(dict(names))
     weighed = {}
     for leaf in plan:
         if leaf.path[0] != ACTIVE:
-            array = _box(space, leaf, flat[leaf.path], within[leaf.operations])
+            given = within[leaf.operations]
+            box = _box(space, leaf, flat[leaf.path], given, tuple(specs[leaf.path]))
             # Other collections are written, too: a box is for reading.
-            weighed[leaf.path] = array if leaf.path[0] == "params" else nn.unbox(array)
+            weighed[leaf.path] = box if leaf.path[0] == "params" else box.unbox()
     active = {
         (ACTIVE, *leaf.path[1:]): _weigh(space, leaf, jnp.ones(leaf.shape), within[leaf.operations])
         for leaf in plan
@@ -127,23 +129,27 @@ def _mass(space: SearchSpace, leaf: Leaf, mixture: Mixture) -> jax.Array:
 
 
 def _weigh(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array:
-    return nn.unbox(_box(space, leaf, value, mixture))
+    return _box(space, leaf, value, mixture).unbox()
 
 
-def _box(space: SearchSpace, leaf: Leaf, value: jax.Array, mixture: Mixture) -> jax.Array | Masked:
-    """``value`` and its mask; only ``value`` where it has none."""
+def _box(
+    space: SearchSpace,
+    leaf: Leaf,
+    value: jax.Array,
+    mixture: Mixture,
+    names: tuple[str | None, ...] = (),
+) -> Masked:
+    """``value``, whose axes the module calls ``names``, and its mask."""
+    names = names + (None,) * (len(value.shape) - len(names))
+    subscript = (LAYERS if leaf.scanned else "") + string.ascii_lowercase[: len(leaf.axes)]
     moved = [a for a in leaf.axes if a is not None and space.axis(a).put is not None]
     if moved:
-        return _weigh_moved(space, leaf, moved, value, mixture)
+        return Masked(_weigh_moved(space, leaf, moved, value, mixture), (), (), subscript, names)
     factors = mask_factors(space, mixture, leaf)
-    if not factors:
-        return value
-    subscript = string.ascii_lowercase[: len(leaf.axes)]
     if leaf.scanned:
-        subscript = LAYERS + subscript
         factors = [layered(factor, len(value)) for factor in factors]
-    letters = tuple(factor.letters for factor in factors)
-    return Masked(value, tuple(factor.array for factor in factors), letters, subscript)
+    arrays = tuple(factor.array for factor in factors)
+    return Masked(value, arrays, tuple(factor.letters for factor in factors), subscript, names)
 
 
 def _weigh_moved(

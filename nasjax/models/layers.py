@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from nasjax.core.errors import SpaceError
+from nasjax.core.masked import opened
 from nasjax.core.precision import at_least_float32
 
 Dtype = Any
@@ -125,9 +126,10 @@ class Linear(nn.Module):
         # the weights of all layers.
         @functools.partial(jax.checkpoint, prevent_cse=False)
         def product(x: jax.Array, kernel: Any) -> jax.Array:
-            x, kernel = nn.dtypes.promote_dtype(x, nn.unbox(kernel), dtype=self.dtype)
-            rows = x.reshape(math.prod(lead), math.prod(inputs))
-            return rows @ kernel.reshape(math.prod(inputs), -1)
+            stored = getattr(kernel, "value", kernel).dtype  # in a box or not
+            dtype = self.dtype or jnp.promote_types(x.dtype, stored)
+            rows = x.astype(dtype).reshape(math.prod(lead), math.prod(inputs))
+            return rows @ opened(kernel, dtype).reshape(math.prod(inputs), -1)
 
         y = product(x, kernel)
         if bias is not None:

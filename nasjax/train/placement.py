@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +57,7 @@ class CompiledStep:
     def __call__(self, state: State, *batches: Any) -> tuple[State, steps.Metrics]:
         """One step."""
         if self._one is None:
-            self._one = self._compile(self._whole, state, batches)
+            self._one = self._compile(self._once, state, batches)
             _log_cost(self._phase, self._one, state, len(batches[0]["label"]))
         return self._one(state, batches, self._given)
 
@@ -68,7 +67,7 @@ class CompiledStep:
 
             def scanned(state: State, batches: Any, given: Any) -> tuple[State, steps.Metrics]:
                 def body(state: State, each: Any) -> tuple[State, steps.Metrics]:
-                    return self._whole(state, each, given)
+                    return self._once(state, each, given)
 
                 state, metrics = jax.lax.scan(body, state, batches)
                 return state, jax.tree.map(lambda m: m[-1], metrics)
@@ -77,16 +76,15 @@ class CompiledStep:
             _log_cost(self._phase, self._many, state, batches[0]["label"].shape[1])
         return self._many(state, batches, self._given)
 
-    def _whole(self, state: State, batches: Any, given: Any) -> tuple[State, steps.Metrics]:
-        session = self._session
-        weights = sharding.gathered(state.weights, self._names, session.mesh, session.rules)
-        return self._step(dataclasses.replace(state, weights=weights), *batches, *given)
+    def _once(self, state: State, batches: Any, given: Any) -> tuple[State, steps.Metrics]:
+        return self._step(state, *batches, *given)
 
     def _compile(self, function: Any, state: State, batches: Any) -> Any:
         where = jax.tree.map(lambda x: x.sharding, state)
         places = (where, sharding.replicated(self._session.mesh))
         jitted = jax.jit(function, donate_argnums=0, out_shardings=places)
-        with jax.set_mesh(self._session.mesh):
+        session = self._session
+        with sharding.computing(state.weights, self._names, session.mesh, session.rules):
             return jitted.lower(state, batches, self._given).compile()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,8 +22,8 @@ class Rules:
     Attributes:
       names: mesh axis of each axis name; names without one are not divided.
       spread: mesh axis over which each array is divided on top of that, along its longest axis that
-        divides evenly; None for no more than ``names`` says. A step gathers the weights before it
-        uses them and returns each device its own part.
+        divides evenly; None for no more than ``names`` says. Networks gather what they read and
+        return to each device its own part of the gradient.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -132,7 +134,7 @@ def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rul
 
 
 def gathered(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Any:
-    """Weights as a step computes with them: divided by the rules for names alone.
+    """Weights as a network computes with them: divided by the rules for names alone.
 
     To be called under ``jit``.
     """
@@ -140,3 +142,30 @@ def gathered(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -
         return weights
     places = weight_shardings(weights, dict(names), mesh, dataclasses.replace(rules, spread=None))
     return jax.lax.with_sharding_constraint(weights, places)
+
+
+@contextlib.contextmanager
+def computing(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """The context that steps are traced in.
+
+    In it, a super-network's layers gather their weights after they are masked, one at a time as
+    they come to them: see :class:`~nasjax.core.masked.Masked`. A network of its own reads plain
+    arrays, which do not know their names; :func:`gathered` is for its weights.
+
+    Args:
+      weights: or their shapes.
+      names: axis names of each.
+      mesh: the mesh.
+      rules: what is divided over which mesh axis.
+    """
+    logical: dict[str, str | None] = {}
+    if rules.spread is not None:
+        places = weight_shardings(
+            weights, dict(names), mesh, dataclasses.replace(rules, spread=None)
+        )
+        for axes, place in zip(jax.tree.leaves(dict(names)), jax.tree.leaves(places), strict=True):
+            for axis, target in zip(axes, place.spec, strict=False):
+                if axis is not None:  # what stays whole in one array is gathered in all
+                    logical[axis] = logical.get(axis, target) and target
+    with jax.set_mesh(mesh), nn.logical_axis_rules(list(logical.items())):
+        yield

@@ -12,76 +12,7 @@ from flax.errors import ScopeParamShapeError
 import nasjax
 from nasjax.core.masked import Masked
 from nasjax.core.space import Choice, SearchSpace
-from nasjax.models.layers import Linear
-
-WIDTH, LAYERS = 64, 6
-
-SPACE = SearchSpace(
-    "layers",
-    (
-        Choice("width", (16, 32, WIDTH)),
-        Choice("ratio", (1, 2, 4), per="layers"),
-        Choice("depth", (2, 4, LAYERS)),
-    ),
-    {
-        "embed": "width",
-        "hidden": lambda width, ratio: width * ratio,
-        "layers": "depth",
-    },
-)
-
-
-class Foreign(nn.Module):
-    """A layer of Flax's own, which know nothing of masks."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        init, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
-        box = nn.with_logical_partitioning
-        wide = nn.Dense(
-            4 * WIDTH,
-            kernel_init=box(init, ("embed", "hidden")),
-            bias_init=box(zeros, ("hidden",)),
-            name="wide",
-        )
-        narrow = nn.Dense(
-            WIDTH,
-            kernel_init=box(init, ("hidden", "embed")),
-            bias_init=box(zeros, ("embed",)),
-            name="narrow",
-        )
-        return x + narrow(nn.gelu(wide(x))), None
-
-
-class Own(nn.Module):
-    """The same of nasjax's layers."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
-        wide = Linear((4 * WIDTH,), ("embed", "hidden"), ("hidden",), name="wide")
-        narrow = Linear((WIDTH,), ("hidden", "embed"), ("embed",), name="narrow")
-        return x + narrow(nn.gelu(wide(x))), None
-
-
-class Stack(nn.Module):
-    layer: Any
-    remat: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        layers = nn.scan(
-            nn.remat(self.layer, prevent_cse=False) if self.remat else self.layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=LAYERS,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        return layers(name="layers")(x)[0]
-
-
-def supernet(layer: Any, remat: bool = False) -> nasjax.Supernet:
-    module = Stack(layer, remat)
-    return nasjax.Supernet(SPACE, module, lambda arch: module, (WIDTH,))
+from tests.core.scanned import SPACE, WIDTH, Foreign, Own, mixture, supernet
 
 
 def gradients(read: Any, net: nasjax.Supernet, x: jax.Array) -> Any:
@@ -92,15 +23,6 @@ def gradients(read: Any, net: nasjax.Supernet, x: jax.Array) -> Any:
         return jnp.mean(jnp.square(logits))
 
     return jax.jit(jax.value_and_grad(loss, (0, 1)))
-
-
-def mixture(seed: int) -> Any:
-    keys = jax.random.split(jax.random.key(seed), len(SPACE.choices))
-    even = nasjax.uniform(SPACE)
-    return {
-        choice.name: jax.nn.softmax(jax.random.normal(key, even[choice.name].shape))
-        for choice, key in zip(SPACE.choices, keys, strict=True)
-    }
 
 
 @pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
@@ -139,12 +61,12 @@ def test_a_box_is_opened_and_sliced_as_flax_does() -> None:
     one = jax.tree.map(lambda array: array[3], kernel.remove_axis(0, {}))
     assert not one.scanned
     np.testing.assert_allclose(one.unbox(), kernel.unbox()[3], rtol=1e-6)
-    assert jax.tree.structure(kernel.remove_axis(0, {}).add_axis(0, {})) == jax.tree.structure(
-        kernel
-    )
+    stack = {nn.PARTITION_NAME: "layers"}
+    again = kernel.remove_axis(0, stack).add_axis(0, stack)
+    assert jax.tree.structure(again) == jax.tree.structure(kernel)
 
 
-def test_what_has_no_mask_and_what_is_written_stay_arrays() -> None:
+def test_what_has_no_mask_is_read_as_it_is_and_what_is_written_stays_an_array() -> None:
     space = SearchSpace("one", (Choice("width", (2, 4)),), {"embed": "width"})
     names = {
         "params": {"kernel": jax.P("embed", None), "head": jax.P(None)},
@@ -156,7 +78,7 @@ def test_what_has_no_mask_and_what_is_written_stay_arrays() -> None:
     }
     found = nasjax.masked(space, names, ones, nasjax.one_hot(space, {"width": 2}))
     assert isinstance(found["params"]["kernel"], Masked)
-    assert found["params"]["head"] is ones["params"]["head"]
+    assert found["params"]["head"].unbox() is ones["params"]["head"]
     np.testing.assert_array_equal(found["batch_stats"]["mean"], [1, 1, 0, 0])
 
 

@@ -1,12 +1,15 @@
 """Placement: what lives where, and that it changes no number."""
 
 import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nasjax.train import sharding
+from tests.core import scanned
 from tests.toys import one_device
 from tests.train.sharded import RULES, lines, searched, transformer
 
@@ -49,6 +52,28 @@ def test_eight_devices_search_as_one_does(alone, tmp_path, rule):
     assert found == arch
     assert_same_run(lines(tmp_path), lines(folder))
     assert_same_state(state, expected)
+
+
+def test_fully_sharded_layers_gather_their_weights_when_they_read_them():
+    net, mesh, rules = scanned.supernet(scanned.Own), sharding.make_mesh(8), sharding.FULLY_SHARDED
+    weights, names = net.init(jax.random.key(0))["params"], net.names["params"]
+    places = sharding.weight_shardings(weights, names, mesh, rules)
+
+    def loss(weights, mixture, x):
+        logits = net.module.apply(net.masked({"params": weights}, mixture), x)
+        return jnp.mean(jnp.square(logits))
+
+    given = jax.device_put(weights, places), scanned.mixture(0)
+    x = jax.device_put(jnp.ones((64, scanned.WIDTH)), sharding.batches(mesh))
+    step = jax.jit(jax.grad(loss, (0, 1)), out_shardings=(places, sharding.replicated(mesh)))
+    with sharding.computing(weights, names, mesh, rules):
+        compiled = step.lower(*given, x).compile()
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", compiled.as_text())
+    assert f"{scanned.WIDTH},{4 * scanned.WIDTH}" in gathered  # a layer's kernel
+    assert not any(shape.startswith(f"{scanned.LAYERS},") for shape in gathered)
+    gradients = jax.tree.leaves(compiled(*given, x)[0])
+    for array, place in zip(gradients, jax.tree.leaves(places), strict=True):
+        assert array.sharding.is_equivalent_to(place, array.ndim)
 
 
 @pytest.mark.slow
