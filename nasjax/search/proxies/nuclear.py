@@ -21,10 +21,17 @@ def nuclear_norm(matrices: jax.Array) -> jax.Array:
 
 def by_singular_values(matrices: jax.Array) -> jax.Array:
     """The sum of singular values, which LAPACK finds one matrix at a time."""
-    tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mT
-    if tall.shape[-2] > tall.shape[-1]:  # of the triangular factor they are the same, found faster
+    return jnp.vectorize(_sum_of_singular_values, signature="(n,m)->()")(matrices)
+
+
+# Given a batch, jaxlib's LAPACK calls wait inside XLA's pool of threads for other threads of it: as
+# many of them at once as there are threads wait for ever. One matrix a call never waits.
+@jax.custom_batching.sequential_vmap
+def _sum_of_singular_values(matrix: jax.Array) -> jax.Array:
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    if tall.shape[0] > tall.shape[1]:  # of the triangular factor they are the same, found faster
         tall = jnp.linalg.qr(tall, mode="r")
-    return jnp.sum(jnp.linalg.svd(tall, compute_uv=False), -1)
+    return jnp.sum(jnp.linalg.svd(tall, compute_uv=False))
 
 
 def by_polar_factor(matrices: jax.Array) -> jax.Array:
