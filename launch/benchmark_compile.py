@@ -101,8 +101,8 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     For a token of a block, with residual stream E, heads W = h * d in all, perceptron M, N tokens
     and R places of relative positions, numbers of s bytes:
 
-    ``full``: the block's input, ``s E``. ``dots``: besides it what the dense layers give,
-    ``s (2 E + 3 W + M)``. ``none``: input and result of both norms, queries, keys, values and what
+    ``full``: the block's input, ``s E``. ``dots``: besides it what dense layers and attention give,
+    ``s (2 E + 4 W + M)``. ``none``: input and result of both norms, queries, keys, values and what
     is mixed of them, four arrays of the perceptron, a softmax in float32 and in the network's
     precision: ``s (4 E + 4 W + 4 M + h R) + (4 + s) h N``; stochastic depth keeps
     ``(2 s + 2) E`` more. What is not kept is there once, while its block is recomputed.
@@ -128,7 +128,7 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
         whole += (2 * size + 2) * embed
     kept = {
         "none": whole,
-        "dots": size * (3 * embed + 3 * inner + hidden),
+        "dots": size * (3 * embed + 4 * inner + hidden),
         "full": size * embed,
     }
     if remat not in kept:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from experiment import cores_as_devices
 
 from nasjax import spaces
 from nasjax.core import architecture
@@ -18,6 +19,7 @@ from nasjax.train.sharding import make_mesh
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds for an architecture by proxy, and programs compiled."""
+    cores_as_devices()
     space = {"image_size": options.image_size, "num_classes": options.classes}
     if options.space != "vitas":
         space["variant"] = options.variant
@@ -49,6 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "space": supernet.space.name,
         "image_size": options.image_size,
         "batch": options.batch,
+        "devices": jax.device_count(),
         "chunk": options.chunk,
         "architectures": options.architectures,
         "seconds_per_arch": seconds,

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nasjax.core.errors import SpaceError
 from nasjax.core.masked import opened
@@ -306,8 +307,19 @@ def active_statistics(
     return layer_norm(x, params["scale"], bias, active, module.epsilon).astype(dtype)
 
 
+_ATTENDED = "attended"
+
+
+def attended(x: jax.Array) -> jax.Array:
+    """What attention makes of the values: small for what it costs, so that ``"dots"`` keeps it."""
+    return checkpoint_name(x, _ATTENDED)
+
+
 REMAT: Mapping[str, Any] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(_ATTENDED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -318,7 +330,7 @@ def rematerialized(block: Any, remat: str, **options: Any) -> Any:
     Args:
       block: what is repeated over the layers.
       remat: ``"none"`` keeps all that the backward pass reads, ``"dots"`` the results of dense
-        layers and computes attention and element-wise operations again, ``"full"`` only the input.
+        layers and of attention and computes what is between them again, ``"full"`` only the input.
       **options: of ``nn.remat``.
 
     Raises:

@@ -30,6 +30,7 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ask,
+    attended,
     fan_in_normal,
     kernel_initializer,
     named,
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         mixed = jax.nn.dot_product_attention(query, key, value, scale=1.0)
         out = f"residual_{self.stage}"
         return Linear((x.shape[-1],), (*heads, out), (out,), contract=2, name="proj", **options)(
-            mixed
+            attended(mixed)
         )
 
 

@@ -26,6 +26,7 @@ from nasjax.models.layers import (
     Initializer,
     Names,
     ask,
+    attended,
     fan_in_normal,
     named,
     truncated_normal,
@@ -251,7 +252,7 @@ class SplitAttention(nn.Module):
         )
         scale = split.head_dim**-0.5 if self.scale is None else self.scale
         mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
-        mixed = mixed.reshape(-1, split.heads * split.room) @ output
+        mixed = attended(mixed.reshape(-1, split.heads * split.room)) @ output
         return mixed.reshape(batch, tokens, features)
 
 

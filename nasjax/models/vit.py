@@ -28,6 +28,7 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ScaledDropout,
+    attended,
     kernel_initializer,
     named,
     per_layer,
@@ -167,7 +168,7 @@ class Attention(nn.Module):
             mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
         return Linear(
             (self.features,), ("heads", "residual"), ("residual",), name="proj", **linear
-        )(mixed.reshape(*x.shape[:-1], width))
+        )(attended(mixed.reshape(*x.shape[:-1], width)))
 
 
 class Block(nn.Module):
