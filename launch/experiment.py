@@ -414,7 +414,7 @@ def cores_as_devices() -> None:
     other on all of them. Other backends do not mind; nor does a number that the user gave.
     """
     if not os.environ.get("JAX_NUM_CPU_DEVICES"):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
 def launch(main: Callable[[list[str]], None], commands: Sequence[str] = ()) -> None:
