@@ -141,12 +141,13 @@ def mask_factors(space: SearchSpace, mixture: Mixture, leaf: Leaf) -> list[Facto
     return factors
 
 
-def layered(factor: Factor, layers: int) -> Factor:
-    """``factor`` with an axis of ``layers`` in front."""
-    letters = LAYERS + factor.letters.replace(LAYERS, "")
-    if LAYERS in factor.letters:
-        return Factor(jnp.moveaxis(factor.array, factor.letters.index(LAYERS), 0), letters)
-    return Factor(jnp.broadcast_to(factor.array, (layers, *factor.array.shape)), letters)
+def led_by(factor: Factor, letters: str, sizes: Sequence[int]) -> Factor:
+    """``factor`` with axes ``letters`` of these ``sizes`` in front, where it need not have them."""
+    rest = "".join(c for c in factor.letters if c not in letters)
+    present = [c for c in letters if c in factor.letters]
+    array = jnp.transpose(factor.array, [factor.letters.index(c) for c in (*present, *rest)])
+    array = jnp.expand_dims(array, [i for i, c in enumerate(letters) if c not in present])
+    return Factor(jnp.broadcast_to(array, (*sizes, *array.shape[len(letters) :])), letters + rest)
 
 
 def expected_product(

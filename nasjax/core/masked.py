@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax import struct
 
+from nasjax.core.errors import SpaceError
 from nasjax.core.expect import LAYERS, scale
 
 
@@ -22,8 +24,8 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
     Attributes:
       value: the maximal array.
-      factors: see :func:`nasjax.core.expect.scale`; empty where no mask is. Each has a leading axis
-        of layers where ``value`` has.
+      factors: see :func:`nasjax.core.expect.scale`; empty where no mask is. The leading axes that a
+        module may map over, layers and what the space does not know, are those of all of them.
       letters: of the dimensions of each factor.
       subscript: letters of the dimensions of ``value``.
       names: of its axes, as the module gives them.
@@ -52,16 +54,26 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
         return val
 
     def add_axis(self, index: int, params: dict[Any, Any]) -> Masked:
-        """The same with the layers in front, as after a scan."""
-        letters = tuple(LAYERS + own for own in self.letters)
+        """The same with an axis in front, as after a scan."""
+        new = next(c for c in (LAYERS, *string.ascii_lowercase) if c not in self.subscript)
         names = (params.get(nn.PARTITION_NAME), *self.names)
-        return self.replace(letters=letters, subscript=LAYERS + self.subscript, names=names)
+        letters = tuple(new + own for own in self.letters)
+        return self.replace(letters=letters, subscript=new + self.subscript, names=names)
 
     def remove_axis(self, index: int, params: dict[Any, Any]) -> Masked:
-        """The same for one layer, as within a scan."""
-        letters = tuple(own.replace(LAYERS, "") for own in self.letters)
-        subscript = self.subscript.replace(LAYERS, "")
-        return self.replace(letters=letters, subscript=subscript, names=self.names[1:])
+        """The same for one of the first axis, as within a scan.
+
+        Raises:
+          SpaceError: if that is an axis of the space.
+        """
+        first = self.subscript[0]
+        if index != 0 or any(own[0] != first for own in self.letters):
+            raise SpaceError(
+                f"a parameter with axes {self.names} is mapped over axis {index}; only layers and "
+                "axes that the space does not know can be, and they come first."
+            )
+        letters = tuple(own[1:] for own in self.letters)
+        return self.replace(letters=letters, subscript=self.subscript[1:], names=self.names[1:])
 
 
 def opened(array: Any, dtype: Any) -> jax.Array:

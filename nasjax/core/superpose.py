@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from typing import Any
 
@@ -15,7 +16,7 @@ from flax import traverse_util
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import SpaceError
-from nasjax.core.expect import LAYERS, layered, length_table, mask_factors
+from nasjax.core.expect import LAYERS, led_by, length_table, mask_factors
 from nasjax.core.masked import Masked
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, leaves
@@ -145,9 +146,10 @@ def _box(
     moved = [a for a in leaf.axes if a is not None and space.axis(a).put is not None]
     if moved:
         return Masked(_weigh_moved(space, leaf, moved, value, mixture), (), (), subscript, names)
-    factors = mask_factors(space, mixture, leaf)
-    if leaf.scanned:
-        factors = [layered(factor, len(value)) for factor in factors]
+    # What a module may map over, layers and axes that the space does not know, leads every factor.
+    lead = leaf.scanned + sum(1 for _ in itertools.takewhile(lambda a: a is None, leaf.axes))
+    leading = subscript[:lead], value.shape[:lead]
+    factors = [led_by(factor, *leading) for factor in mask_factors(space, mixture, leaf)]
     arrays = tuple(factor.array for factor in factors)
     return Masked(value, arrays, tuple(factor.letters for factor in factors), subscript, names)
 

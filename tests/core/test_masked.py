@@ -10,6 +10,7 @@ import pytest
 from flax.errors import ScopeParamShapeError
 
 import nasjax
+from nasjax.core.errors import SpaceError
 from nasjax.core.masked import Masked
 from nasjax.core.space import Choice, SearchSpace
 from tests.core.scanned import SPACE, WIDTH, Foreign, Own, mixture, supernet
@@ -87,3 +88,46 @@ def test_flax_still_compares_shapes() -> None:
     boxes = net.masked(net.init(jax.random.key(0)), mixture(0))
     with pytest.raises(ScopeParamShapeError):
         net.module.apply(boxes, jnp.ones((1, 2 * WIDTH)))
+
+
+class Experts(nn.Module):
+    """Layers of Flax's own, made by ``nn.vmap`` over an axis that no space knows."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        experts = nn.vmap(
+            Foreign,
+            in_axes=None,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            axis_size=3,
+            metadata_params={nn.PARTITION_NAME: "experts"},
+        )
+        return jnp.sum(experts(name="experts")(x)[0], 0)
+
+
+def test_modules_may_map_over_axes_that_the_space_does_not_know() -> None:
+    space = SearchSpace(
+        "experts",
+        (Choice("width", (16, WIDTH)), Choice("ratio", (1, 4))),
+        {"embed": "width", "hidden": lambda width, ratio: width * ratio},
+    )
+    net = nasjax.Supernet(space, Experts(), lambda arch: Experts(), (WIDTH,))
+    weights, x = net.init(jax.random.key(0)), jnp.ones((2, WIDTH))
+    given = {"width": jnp.array([0.25, 0.75]), "ratio": jnp.array([0.5, 0.5])}
+    got = net.module.apply(net.masked(weights, given), x)
+    np.testing.assert_allclose(got, net.module.apply(net.superpose(weights, given), x), rtol=1e-5)
+
+
+def test_an_axis_that_is_searched_cannot_be_mapped_over() -> None:
+    space = SearchSpace(
+        "experts",
+        (Choice("width", (16, WIDTH)), Choice("experts", (1, 3))),
+        {"embed": "width", "hidden": lambda width: 4 * width, "experts": "experts"},
+    )
+    net = nasjax.Supernet(space, Experts(), lambda arch: Experts(), (WIDTH,))
+    weights = net.init(jax.random.key(0))
+    boxes = net.masked(weights, nasjax.one_hot(space, {"width": 16, "experts": 3}))
+    kernel = boxes["params"]["experts"]["wide"]["kernel"]
+    with pytest.raises(SpaceError, match="is mapped over axis 0"):
+        kernel.remove_axis(0, {})
