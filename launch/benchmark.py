@@ -52,7 +52,7 @@ import benchmark_two_stage
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiment import one_lapack_thread, one_sentence
+from process import one_lapack_thread, one_sentence
 
 import nasjax
 from nasjax import relax, spaces

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from experiment import cores_as_devices
+from process import cores_as_devices
 
 from nasjax import spaces
 from nasjax.core import architecture

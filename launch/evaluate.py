@@ -30,16 +30,9 @@ import numpy as np
 import ranking_proxies
 import two_stage
 from absl import flags
-from experiment import (
-    Experiment,
-    launch,
-    open_experiment,
-    open_oracle,
-    plain,
-    read_arch,
-    read_weights,
-)
+from experiment import Experiment, open_experiment, open_oracle, plain, read_arch, read_weights
 from ml_collections import config_flags
+from process import launch
 
 from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError

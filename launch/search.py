@@ -27,7 +27,6 @@ from experiment import (
     announce,
     budget,
     edge_weights,
-    launch,
     left_out,
     open_experiment,
     open_oracle,
@@ -36,6 +35,7 @@ from experiment import (
     stages,
 )
 from ml_collections import config_flags
+from process import launch
 
 import nasjax
 from nasjax import relax, report

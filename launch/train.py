@@ -15,8 +15,9 @@ import json
 from typing import Any
 
 from absl import flags
-from experiment import announce, launch, open_experiment, plain, read_arch, read_weights
+from experiment import announce, open_experiment, plain, read_arch, read_weights
 from ml_collections import config_flags
+from process import launch
 
 from nasjax.core.errors import NasjaxError
 from nasjax.train import phases

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 
-import experiment
 import gke
+import process
 import pytest
 import yaml
 
@@ -426,7 +426,7 @@ def test_gke_hosts_join_by_these_variables(capsys, monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", lambda **given: joined.update(given))
     for variable in container["env"]:
         monkeypatch.setenv(variable["name"], variable.get("value", "2"))
-    experiment.join_hosts()
+    process.join_hosts()
     assert joined == {"num_processes": 3, "process_id": 2}
 
 

@@ -1,6 +1,7 @@
 """Proxies: the same through a masked super-network and its extracted network, and as defined."""
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -212,6 +213,30 @@ def test_nuclear_norms() -> None:
     assert float(by_polar_factor(jnp.zeros((3, 4)))) == 0.0
     stack = jnp.asarray(rng.standard_normal((2, 3, 6, 5)), jnp.float32)
     np.testing.assert_allclose(by_polar_factor(stack), by_singular_values(stack), rtol=1e-4)
+
+
+def test_lapack_is_given_one_matrix_at_a_time() -> None:
+    """Of several batches at once, each would wait for threads that the others hold."""
+    traced = jax.jit(jax.vmap(by_singular_values)).trace(jnp.ones((2, 3, 8, 4)))
+    text = traced.lower(lowering_platforms=("cpu",)).as_text()
+    calls = re.findall(r"@lapack_\w+.*?: \(tensor<([\dx]+)xf32>", text)
+    assert calls and all(shape.count("x") == 1 for shape in calls), calls
+
+
+@pytest.mark.parametrize("name", ["snip", pytest.param("grasp", marks=pytest.mark.slow)])
+def test_saliency_is_the_same_in_parts_of_a_batch(name: str, monkeypatch: Any) -> None:
+    net, variables = made("transformer")
+    chance = np.random.default_rng(1)
+    images = chance.standard_normal((16, 8, 8, 1)).astype(np.float32)
+    given = {"image": images, "label": np.arange(16) % 3}
+    mixture = one_hot(net.space, archs(net, 1)[0])
+
+    def score() -> Any:
+        return jax.jit(lambda m: EVERY[name](net, variables, m, given))(mixture)
+
+    in_parts = score()
+    monkeypatch.setattr("nasjax.search.proxies.saliency._TOGETHER", 16)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4), in_parts, score())
 
 
 def test_scores_depend_on_neither_chunks_nor_devices() -> None:

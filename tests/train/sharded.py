@@ -74,7 +74,7 @@ def lines(workdir):
 
 
 if __name__ == "__main__":
-    from experiment import join_hosts, one_sentence
+    from process import join_hosts, one_sentence
 
     folder, rule, rows, columns, pause = sys.argv[1:]
     with one_sentence():
