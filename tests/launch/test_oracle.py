@@ -120,6 +120,7 @@ def test_a_bad_table_is_one_sentence_and_nothing_is_searched(given, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_sampling_ends_with_the_best_of_some_random_networks(given, tmp_path):
     """SPOS: a super-network trained by sampling, then searched on images it was not trained on."""
     shared = options(given, tmp_path)

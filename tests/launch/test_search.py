@@ -99,7 +99,10 @@ def uninterrupted(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("how", "devices"), [(signal.SIGKILL, 1), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("how", "devices"),
+    [(signal.SIGKILL, 1), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow)],
+)
 def test_interrupted_and_resumed_is_bit_identical(uninterrupted, tmp_path, how, devices):
     process = run_and_kill(tmp_path, how, devices)
     if how == signal.SIGKILL:
@@ -237,6 +240,7 @@ def test_evaluate_and_train_take_what_search_found(uninterrupted, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_search_can_begin_with_the_weights_of_another(uninterrupted, tmp_path):
     searched = uninterrupted(1)
     finish(
@@ -253,6 +257,7 @@ def test_a_search_can_begin_with_the_weights_of_another(uninterrupted, tmp_path)
     assert second["samples"] == first["samples"] != []
 
 
+@pytest.mark.slow
 def test_a_search_in_stages_ends_in_one_architecture(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)

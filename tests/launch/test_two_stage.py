@@ -157,6 +157,7 @@ def test_constraints_with_a_maximum_of_zero_are_left_out():
     assert not two_stage.is_wanted(recipes.two_stage("")) and two_stage.is_wanted(settings)
 
 
+@pytest.mark.slow
 def test_a_trained_super_network_is_searched_again_on_other_devices(whole, tmp_path):
     """Scored on the images that trained none of its weights, whatever the new run's seed."""
     extra = [f"--trained={whole}", "--config.seed=3", "--config.search.searcher.name=random"]
@@ -178,6 +179,7 @@ def test_a_trained_super_network_is_searched_again_on_other_devices(whole, tmp_p
     assert "holds a run of another configuration (search.trained was" in message
 
 
+@pytest.mark.slow
 def test_a_trained_super_network_is_searched_by_a_predictor(whole, tmp_path):
     """Of two objectives, and again as it was: the report says how well the predictor ranks."""
     extra = [

@@ -43,7 +43,7 @@ def shapes_of(module: nn.Module, shape: tuple[int, ...]) -> Any:
 @pytest.mark.parametrize(
     ("name", "sharing", "narrow", "wide"),
     [
-        ("darts", "entangled", 6, 4),
+        pytest.param("darts", "entangled", 6, 4, marks=pytest.mark.slow),
         ("nas_bench_201", "entangled", 4, 2),
         ("nas_bench_201", "plain", 3, 1),
     ],

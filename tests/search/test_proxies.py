@@ -95,7 +95,7 @@ def archs(net: Supernet, count: int = 2) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["transformer", "pit", pytest.param("vitas", marks=pytest.mark.slow)]
+    "name", ["transformer", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pit", "vitas"))]
 )
 def test_inside_a_super_network_or_alone(name: str) -> None:
     net, variables = made(name)

@@ -29,6 +29,10 @@ SAMPLED = {"toy_cell": 10, "toy_conv_macro": 5, "nas_bench_201": 10, "darts": 2}
 SHARED = [(name, "entangled") for name in BUILD]
 SHARED += [(name, "plain") for name in BUILD if name != "darts"]
 SLOWEST = ("toy_conv_macro", "plain")
+SLOW = [("toy_conv_macro", "entangled"), ("nas_bench_201", "plain")]
+EVERY_DAY = [
+    pytest.param(*s, marks=pytest.mark.slow) if s in SLOW else s for s in SHARED if s != SLOWEST
+]
 
 
 def quiet(module):
@@ -75,7 +79,7 @@ def worst(actual, expected):
     return float(jnp.max(jnp.abs(actual - expected)) / jnp.max(jnp.abs(expected)))
 
 
-@pytest.mark.parametrize(("name", "sharing"), [s for s in SHARED if s != SLOWEST])
+@pytest.mark.parametrize(("name", "sharing"), EVERY_DAY)
 def test_one_hot_equals_extracted_in_train_and_eval_mode(name, sharing):
     assert_exact(name, sharing, range(SAMPLED[name] if sharing == "entangled" else 3))
 
@@ -266,6 +270,7 @@ def test_sizes_that_make_no_network(option, message):
         BUILD["darts"](**option)
 
 
+@pytest.mark.slow
 def test_every_kernel_of_the_plain_macro_space_is_drawn_for_its_own_inputs():
     net = spaces.toy_conv_macro(image_size=12, sharing="plain")
     arch = net.architecture("smallest")

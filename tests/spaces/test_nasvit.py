@@ -118,7 +118,7 @@ def assert_same(got: Any, expected: Any, message: str = "") -> None:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * scale, err_msg=message)
 
 
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize("name", ["nasvit", pytest.param("nasvit_paper", marks=pytest.mark.slow)])
 def test_a_one_hot_super_network_is_the_extracted_network(name: str) -> None:
     """At every resolution and number of windows, with statistics calibrated for it."""
     net, outputs = program(name).net, []

@@ -69,7 +69,13 @@ def single(net, parts):
 
 @pytest.mark.parametrize(
     "build",
-    [bilevel, functools.partial(bilevel, second_order=True), one_shot, sandwich, single],
+    [
+        bilevel,
+        pytest.param(functools.partial(bilevel, second_order=True), marks=pytest.mark.slow),
+        one_shot,
+        sandwich,
+        single,
+    ],
     ids=["bilevel", "second order", "one-shot", "sandwich", "single"],
 )
 def test_every_step_is_the_same_in_parts(build):
