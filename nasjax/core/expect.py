@@ -178,7 +178,7 @@ def scale(
 
     Args:
       subscript: letters of the dimensions of ``value``.
-      letters: letters of the dimensions of each factor; the layers', if it is in ``subscript``.
+      letters: letters of the dimensions of each factor; of a ``value`` with layers, each has them.
       value: an array.
       factors: small arrays over some of its dimensions and over shared choices.
     """
