@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import string
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
 import jax
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from nasjax.core.errors import SpaceError
 from nasjax.core.expect import LAYERS, scale
+
+_mesh_axes: ContextVar[Mapping[str, str | None] | None] = ContextVar("mesh_axes", default=None)
+
+
+@contextlib.contextmanager
+def gathering(mesh_axes: Mapping[str, str | None]) -> Iterator[None]:
+    """Within it, what modules read is gathered but for these mesh axes of its axes, by name.
+
+    Outside, and where nothing is divided, XLA places it. To be used while a program is traced.
+    """
+    token = _mesh_axes.set(mesh_axes)
+    try:
+        yield
+    finally:
+        _mesh_axes.reset(token)
 
 
 class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
@@ -18,9 +37,8 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
     ``self.param`` opens boxes when it reads them, and ``nn.scan`` and ``nn.vmap`` hand each layer
     its slice of them. So every Flax module reads the superposed array, layers that are scanned
-    make theirs when their turn comes, and no copy of all weights is ever in memory. Where arrays
-    are divided among devices, so are their products; they are gathered as the logical-axis rules
-    in force say (``flax.linen.logical_axis_rules``; none: as XLA likes).
+    make theirs when their turn comes. Where arrays are divided among devices, so are their
+    products, until they are gathered as :func:`gathering` says.
 
     Attributes:
       value: the maximal array.
@@ -47,7 +65,14 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
         """The superposed array, in ``dtype`` where it is given: before it is gathered."""
         product = scale(self.subscript, self.letters, self.value, self.factors)
         product = product if dtype is None else product.astype(dtype)
-        return nn.with_logical_constraint(product, self.names)
+        mesh_axes = _mesh_axes.get()
+        if mesh_axes is None:
+            return product
+        spec: list[str | None] = []
+        for name in self.names:  # of both sides of a kernel the first is divided
+            target = None if name is None else mesh_axes.get(name)
+            spec.append(None if target in spec else target)
+        return jax.lax.with_sharding_constraint(product, PartitionSpec(*spec))
 
     def replace_boxed(self, val: Any) -> Any:
         """``val`` itself: what is written is no maximal array any more."""
@@ -67,10 +92,11 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
           SpaceError: if that is an axis of the space.
         """
         first = self.subscript[0]
-        if index != 0 or any(own[0] != first for own in self.letters):
+        if self.letters and (index != 0 or any(own[0] != first for own in self.letters)):
             raise SpaceError(
                 f"a parameter with axes {self.names} is mapped over axis {index}; only layers and "
-                "axes that the space does not know can be, and they come first."
+                "named axes that the space does not know can be, and they come first. Build the "
+                "Supernet with lazy=False, which superposes before the module is called."
             )
         letters = tuple(own[1:] for own in self.letters)
         return self.replace(letters=letters, subscript=self.subscript[1:], names=self.names[1:])

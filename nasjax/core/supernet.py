@@ -18,7 +18,7 @@ from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
 from nasjax.core.space import SearchSpace
-from nasjax.core.superpose import ACTIVE, extract, masked
+from nasjax.core.superpose import ACTIVE, extract, masked, superpose
 
 STATISTICS = "batch_stats"
 
@@ -67,6 +67,9 @@ class Supernet:
       columns: how tables of this space know an architecture: values of their columns.
       variant: the maximal module for the static choices of an architecture, where the space has
         some; it reads the same parameters as ``module``.
+      lazy: whether training leaves the products of superposition to the module, as it reads its
+        parameters; False for modules that get them otherwise than by ``self.param``, from
+        ``self.variables`` or through ``nn.map_variables`` (``nn.WeightNorm``) [True].
     """
 
     space: SearchSpace
@@ -82,6 +85,7 @@ class Supernet:
     nodes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
     variant: Callable[[Arch], nn.Module] | None = None
+    lazy: bool = True
 
     def __post_init__(self) -> None:
         for name in self.space.static:
@@ -132,13 +136,17 @@ class Supernet:
 
     def masked(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
         """:meth:`superpose` for a module to multiply when it reads; see :func:`masked`."""
-        if ACTIVE in self.shapes:
-            variables = {**variables, ACTIVE: self.shapes[ACTIVE]}
-        return masked(self.space, self.names, variables, mixture)
+        if not self.lazy:
+            return self.superpose(variables, mixture)
+        return masked(self.space, self.names, self._asked(variables), mixture)
 
     def superpose(self, variables: Tree, mixture: Mixture) -> dict[str, Any]:
         """Variables of the super-network under ``mixture``; see :func:`superpose`."""
-        return nn.unbox(self.masked(variables, mixture))
+        return superpose(self.space, self.names, self._asked(variables), mixture)
+
+    def _asked(self, variables: Tree) -> Tree:
+        """``variables`` and what the module asks for besides."""
+        return {**variables, ACTIVE: self.shapes[ACTIVE]} if ACTIVE in self.shapes else variables
 
     def extract(self, variables: Tree, arch: Arch) -> dict[str, Any]:
         """Variables of ``network(arch)``; see :func:`extract`."""

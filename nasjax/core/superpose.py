@@ -146,8 +146,9 @@ def _box(
     moved = [a for a in leaf.axes if a is not None and space.axis(a).put is not None]
     if moved:
         return Masked(_weigh_moved(space, leaf, moved, value, mixture), (), (), subscript, names)
-    # What a module may map over, layers and axes that the space does not know, leads every factor.
-    lead = leaf.scanned + sum(1 for _ in itertools.takewhile(lambda a: a is None, leaf.axes))
+    # What a module may map over leads every factor: layers, and what it alone has a name for.
+    own = zip(leaf.axes, names[leaf.scanned :], strict=True)
+    lead = leaf.scanned + sum(1 for _ in itertools.takewhile(lambda a: a[0] is None and a[1], own))
     leading = subscript[:lead], value.shape[:lead]
     factors = [led_by(factor, *leading) for factor in mask_factors(space, mixture, leaf)]
     arrays = tuple(factor.array for factor in factors)

@@ -344,11 +344,11 @@ class TransformerBlock(nn.Module):
 
     def written(self) -> list[jax.Array]:
         """What is multiplied with, or makes, all output: zero where the block does not exist."""
-        params: Any = nn.unbox(self.variables["params"])
+        params: Any = self.variables["params"]
         if self.sizes.rows:
-            return [params["scale_attention"], params["scale_mlp"]]
+            return [nn.unbox(params[name]) for name in ("scale_attention", "scale_mlp")]
         maps = (params["attention"]["project"], params["mlp_1"]["down"], params["mlp_2"]["down"])
-        return list(jax.tree.leaves(maps))
+        return list(jax.tree.leaves(nn.unbox(maps)))
 
     def _scaling(self, name: str, active: Any, dtype: Dtype) -> Any:
         """Factors of the channels (width,), of which ``active`` is the part that is there."""

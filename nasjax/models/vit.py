@@ -208,8 +208,8 @@ class Block(nn.Module):
         asked = self.is_mutable_collection("activations")
         if not self.optional or self.is_initializing() or asked:
             return whole(self, x), None
-        params: Any = nn.unbox(self.variables["params"])
-        there = writes(jax.tree.leaves((params["attention"]["proj"], params["fc2"])))
+        params: Any = self.variables["params"]
+        there = writes(jax.tree.leaves(nn.unbox((params["attention"]["proj"], params["fc2"]))))
         return nn.cond(there, whole, lambda block, x: x, self, x), None
 
     def _transform(

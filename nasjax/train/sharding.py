@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax.core.errors import NasjaxError
+from nasjax.core.masked import gathering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,5 +167,6 @@ def computing(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) 
             for axis, target in zip(axes, place.spec, strict=False):
                 if axis is not None:  # what stays whole in one array is gathered in all
                     logical[axis] = logical.get(axis, target) and target
-    with jax.set_mesh(mesh), nn.logical_axis_rules(list(logical.items())):
+    gathers = contextlib.nullcontext() if rules.spread is None else gathering(logical)
+    with jax.set_mesh(mesh), gathers:
         yield

@@ -131,3 +131,23 @@ def test_an_axis_that_is_searched_cannot_be_mapped_over() -> None:
     kernel = boxes["params"]["experts"]["wide"]["kernel"]
     with pytest.raises(SpaceError, match="is mapped over axis 0"):
         kernel.remove_axis(0, {})
+
+
+class Normalised(nn.Module):
+    """Flax's own weight normalisation, which maps over the parameters of another module."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))
+        dense = nn.Dense(3, kernel_init=init, use_bias=False, name="dense")
+        return nn.WeightNorm(dense, use_scale=False)(x)
+
+
+def test_modules_that_do_not_read_by_param_can_have_arrays() -> None:
+    space = SearchSpace("one", (Choice("width", (2, 4)),), {"embed": "width"})
+    net = nasjax.Supernet(space, Normalised(), lambda arch: Normalised(), (4,), lazy=False)
+    variables, mixture = net.init(jax.random.key(0)), {"width": jnp.array([0.5, 0.5])}
+    given = net.masked(variables, mixture)
+    assert all(isinstance(array, jax.Array) for array in jax.tree.leaves(given))
+    kernel = given["params"]["dense"]["kernel"]
+    np.testing.assert_allclose(kernel[2:], 0.5 * variables["params"]["dense"]["kernel"][2:])

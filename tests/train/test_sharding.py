@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nasjax
+from nasjax import spaces
 from nasjax.train import sharding
 from tests.core import scanned
 from tests.toys import one_device
@@ -74,6 +76,18 @@ def test_fully_sharded_layers_gather_their_weights_when_they_read_them():
     gradients = jax.tree.leaves(compiled(*given, x)[0])
     for array, place in zip(gradients, jax.tree.leaves(places), strict=True):
         assert array.sharding.is_equivalent_to(place, array.ndim)
+
+
+def test_kernels_with_one_name_for_both_sides_are_gathered_too():
+    net, mesh, rules = spaces.toy_cell(), sharding.make_mesh(4, 2), sharding.FULLY_SHARDED_TENSOR
+    variables, mixture = net.shapes, nasjax.uniform(net.space)
+
+    def logits(variables, x):
+        return net.module.apply(net.masked(variables, mixture), x)
+
+    with sharding.computing(variables["params"], net.names["params"], mesh, rules):
+        traced = jax.jit(logits).trace(variables, jnp.ones((8, *net.input_shape)))
+    assert "sharding_constraint" in str(traced.jaxpr)
 
 
 @pytest.mark.slow
