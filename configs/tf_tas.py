@@ -15,6 +15,8 @@ add ``--config.data.name=digits --config.compare.retrain=False``.
 The limits of T, S and B are 6, 23 and 54 times 2**20 parameters: the published sizes are in that
 unit, and the published networks lie within. Of PiT they are 5, 11 and 25 million.
 
+How well proxies rank 60 networks of ``digits``: docs/training_free.md.
+
 Published (top-1 on ImageNet, retrained): T 75.3, S 81.9, B 82.2; PiT T 73.7, XS 77.7, S 80.5.
 Not yet measured by us on ImageNet.
 """
