@@ -77,8 +77,7 @@ def one_lapack_thread() -> None:
 def cores_as_devices() -> None:
     """Make a JAX device of each core, for work whose parts need not wait for one another.
 
-    Scoring networks is: each on a core of its own takes three quarters of the time of one after the
-    other on all of them. Other backends do not mind; nor does a number that the user gave.
+    Scoring networks is. Other backends do not mind; nor does a number that the user gave.
     """
     if not os.environ.get("JAX_NUM_CPU_DEVICES"):
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)

@@ -161,13 +161,10 @@ class Workbench:
         step, given = self.step(kind), self.shapes(kind, mesh, rules)
         names = self.supernet.names["params"]
 
-        def gathering(state: State, *batches: Any) -> Any:
-            weights = sharding.gathered(state.weights, names, mesh, rules)
-            return step(dataclasses.replace(state, weights=weights), *batches)
-
         places = (jax.tree.map(lambda x: x.sharding, given[0]), sharding.replicated(mesh))
-        whole = gathering if kind == PLAIN else step
-        return jax.jit(whole, donate_argnums=0, out_shardings=places), given
+        if kind == PLAIN:
+            step = sharding.gathering_weights(step, names, mesh, rules)
+        return jax.jit(step, donate_argnums=0, out_shardings=places), given
 
     def computing(self, mesh: Mesh, rules: sharding.Rules) -> Any:
         """The context in which a program is traced."""

@@ -42,8 +42,8 @@ class Masked(struct.PyTreeNode, nn.meta.AxisMetadata[jax.Array]):
 
     Attributes:
       value: the maximal array.
-      factors: see :func:`nasjax.core.expect.scale`; empty where no mask is. The leading axes that a
-        module may map over, layers and what the space does not know, are those of all of them.
+      factors: see :func:`nasjax.core.expect.scale`; empty where no mask is. All have the leading
+        axes that a module may map over: layers, and axes that only the module has a name for.
       letters: of the dimensions of each factor.
       subscript: letters of the dimensions of ``value``.
       names: of its axes, as the module gives them.

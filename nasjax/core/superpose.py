@@ -58,19 +58,8 @@ def masked(space: SearchSpace, names: Tree, variables: Tree, mixture: Mixture) -
     """Put every maximal array and its expected mask in a box that Flax opens when it is read.
 
     :func:`superpose` with the products left to the module: ``module.apply`` of either is the same
-    super-network, but layers that are scanned multiply one at a time.
-
-    Args:
-      space: the search space.
-      names: axis names of ``variables``.
-      variables: maximal arrays, e.g. ``{"params": ...}``.
-      mixture: weights of the options, see :mod:`nasjax.core.mixture`.
-
-    Returns:
-      What :func:`superpose` returns, with parameters as :class:`~nasjax.core.masked.Masked`.
-
-    Raises:
-      SpaceError: as :func:`superpose`.
+    super-network, but layers that are scanned multiply one at a time. It takes, returns and raises
+    the same, with parameters as :class:`~nasjax.core.masked.Masked`.
     """
     if space.inert:
         raise SpaceError(

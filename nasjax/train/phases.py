@@ -243,10 +243,6 @@ def train(
         parts=recipe.parts,
     )
 
-    def gathering(state: State, batch: steps.Batch) -> tuple[State, steps.Metrics]:
-        weights = sharding.gathered(state.weights, names, session.mesh, session.rules)
-        return step(dataclasses.replace(state, weights=weights), batch)
-
     key = session.key(phase)
     # As in training: an auxiliary head is there only then.
     keys = {"params": stream(key, "init"), "dropout": key}
@@ -258,7 +254,8 @@ def train(
         return states.create(key, weights, tx, statistics=statistics, average=recipe.average > 0)
 
     state = place(session, create, names, key, weights, variables.get(STATISTICS, {}))
-    compiled = CompiledStep(session, phase, gathering, names)
+    step = sharding.gathering_weights(step, names, session.mesh, session.rules)
+    compiled = CompiledStep(session, phase, step, names)
     rate = recipe.learning_rate(per_epoch)
     schedule = recipe.schedule(per_epoch)
     return run(session, phase, state, compiled, [loader], schedule, rate, **identity)

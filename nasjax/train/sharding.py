@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -133,15 +133,27 @@ def state_shardings(state: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rul
     return jax.tree_util.tree_map_with_path(one, state)
 
 
-def gathered(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Any:
-    """Weights as a network computes with them: divided by the rules for names alone.
+def gathering_weights(
+    step: Callable[..., Any], names: Mapping[str, Any], mesh: Mesh, rules: Rules
+) -> Callable[..., Any]:
+    """``step`` of a network of its own, whose weights are gathered first, as far as ``spread``.
 
-    To be called under ``jit``.
+    Those of a super-network are gathered where they are read, see :func:`computing`.
     """
     if rules.spread is None:
-        return weights
-    places = weight_shardings(weights, dict(names), mesh, dataclasses.replace(rules, spread=None))
-    return jax.lax.with_sharding_constraint(weights, places)
+        return step
+
+    def gathered(state: Any, *batches: Any) -> Any:
+        places = _unspread(state.weights, names, mesh, rules)
+        weights = jax.lax.with_sharding_constraint(state.weights, places)
+        return step(dataclasses.replace(state, weights=weights), *batches)
+
+    return gathered
+
+
+def _unspread(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) -> Any:
+    """Where weights are computed with: divided by the rules for names alone."""
+    return weight_shardings(weights, dict(names), mesh, dataclasses.replace(rules, spread=None))
 
 
 @contextlib.contextmanager
@@ -150,7 +162,7 @@ def computing(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) 
 
     In it, a super-network's layers gather their weights after they are masked, one at a time as
     they come to them: see :class:`~nasjax.core.masked.Masked`. A network of its own reads plain
-    arrays, which do not know their names; :func:`gathered` is for its weights.
+    arrays, which do not know their names; :func:`gathering_weights` is for its step.
 
     Args:
       weights: or their shapes.
@@ -158,15 +170,21 @@ def computing(weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules) 
       mesh: the mesh.
       rules: what is divided over which mesh axis.
     """
-    logical: dict[str, str | None] = {}
-    if rules.spread is not None:
-        places = weight_shardings(
-            weights, dict(names), mesh, dataclasses.replace(rules, spread=None)
-        )
-        for axes, place in zip(jax.tree.leaves(dict(names)), jax.tree.leaves(places), strict=True):
-            for axis, target in zip(axes, place.spec, strict=False):
-                if axis is not None:  # what stays whole in one array is gathered in all
-                    logical[axis] = logical.get(axis, target) and target
-    gathers = contextlib.nullcontext() if rules.spread is None else gathering(logical)
-    with jax.set_mesh(mesh), gathers:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        if rules.spread is not None:
+            stack.enter_context(gathering(_mesh_axes(weights, names, mesh, rules)))
         yield
+
+
+def _mesh_axes(
+    weights: Any, names: Mapping[str, Any], mesh: Mesh, rules: Rules
+) -> dict[str, str | None]:
+    """The mesh axis of each axis name; what stays whole in one array is gathered in all."""
+    found: dict[str, str | None] = {}
+    places = jax.tree.leaves(_unspread(weights, names, mesh, rules))
+    for axes, place in zip(jax.tree.leaves(dict(names)), places, strict=True):
+        for axis, target in zip(axes, place.spec, strict=False):
+            if axis is not None:
+                found[axis] = found.get(axis, target) and target
+    return found
