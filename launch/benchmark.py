@@ -80,7 +80,8 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
     @jax.jit
     def plain(weights: Any) -> Any:
         def loss(weights: Any) -> jax.Array:
-            return cross_entropy(supernet.module.apply({"params": weights}, images), labels)
+            logits = supernet.module.apply({"params": weights}, images, train=True)
+            return cross_entropy(logits, labels)
 
         return jax.value_and_grad(loss)(weights)
 
@@ -89,7 +90,7 @@ def superposition(options: argparse.Namespace) -> dict[str, Any]:
         def loss(weights: Any, alphas: Any) -> jax.Array:
             mixed = {n: jax.nn.softmax(a / temperature) for n, a in alphas.items()}
             variables = supernet.masked({"params": weights}, mixed)
-            return cross_entropy(supernet.module.apply(variables, images), labels)
+            return cross_entropy(supernet.module.apply(variables, images, train=True), labels)
 
         return jax.value_and_grad(loss, (0, 1))(weights, alphas)
 

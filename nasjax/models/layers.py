@@ -186,7 +186,8 @@ def _layer_norm(
     whole: bool,
 ) -> jax.Array:
     def mean(values: jax.Array) -> jax.Array:
-        per_token = jnp.sum(values * weight, -1, keepdims=True)
+        # A product with a vector: its gradient in the weights is another, not a pass of its own.
+        per_token = jnp.matmul(values, weight, precision=jax.lax.Precision.HIGHEST)[..., None]
         tokens = tuple(range(1, x.ndim - 1))
         return jnp.mean(per_token, tokens, keepdims=True) if whole else per_token
 

@@ -176,7 +176,8 @@ def test_half_precision(reach: int) -> None:
     inner = jax.make_jaxpr(half.apply)(variables, IMAGES)
     dtypes: dict[str, list[Any]] = {"dot_general": [], "exp": []}
     for equation in _equations(inner.jaxpr):
-        if equation.primitive.name in dtypes:
+        # The statistics of normalisations, products with a vector, are not in half precision.
+        if equation.primitive.name in dtypes and all(v.aval.ndim > 1 for v in equation.invars):
             dtypes[equation.primitive.name] += [v.aval.dtype for v in equation.invars]
     assert len(dtypes["dot_general"]) > 10 and set(dtypes["dot_general"]) == {jnp.dtype("bfloat16")}
     assert set(dtypes["exp"]) == {jnp.dtype(jnp.float32)}  # the softmax
