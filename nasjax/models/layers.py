@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from nasjax.core.errors import SpaceError
+from nasjax.core.flops import uncounted
 from nasjax.core.masked import opened
 from nasjax.core.precision import at_least_float32
 
@@ -174,6 +175,12 @@ def layer_norm(
     return _layer_norm(x, scale, bias, active, epsilon, whole)
 
 
+@uncounted
+def _weighted_sum(values: jax.Array, weight: jax.Array) -> jax.Array:
+    # A product with a vector: its gradient in the weights is another, not a pass of its own.
+    return jnp.matmul(values, weight, precision=jax.lax.Precision.HIGHEST)[..., None]
+
+
 # Recomputed in the backward pass: the gradient of the active channels would otherwise keep four
 # more activations per block.
 @functools.partial(jax.checkpoint, static_argnums=(4, 5), prevent_cse=False)
@@ -186,8 +193,7 @@ def _layer_norm(
     whole: bool,
 ) -> jax.Array:
     def mean(values: jax.Array) -> jax.Array:
-        # A product with a vector: its gradient in the weights is another, not a pass of its own.
-        per_token = jnp.matmul(values, weight, precision=jax.lax.Precision.HIGHEST)[..., None]
+        per_token = _weighted_sum(values, weight)
         tokens = tuple(range(1, x.ndim - 1))
         return jnp.mean(per_token, tokens, keepdims=True) if whole else per_token
 

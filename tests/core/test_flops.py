@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from nasjax.core.flops import count_multiply_adds as count
+from nasjax.models.layers import layer_norm
 
 
 def shape(*size: int) -> jax.ShapeDtypeStruct:
@@ -116,3 +117,14 @@ def test_of_branches_the_dearest_counts_and_of_platforms_the_default() -> None:
     assert count(chosen, *square) == 2 * 27
     written = lambda a, b: jax.lax.platform_dependent(a, b, cpu=dear, default=cheap)  # noqa: E731
     assert count(written, *square) == 27
+
+
+def test_the_means_of_a_normalisation_are_not_counted() -> None:
+    x, scale = jnp.ones((2, 5, 8)), jnp.ones(8)
+
+    def loss(x: jax.Array, active: jax.Array | None) -> jax.Array:
+        return jnp.sum(layer_norm(x, scale, scale, active, 1e-5))
+
+    for active in (None, jnp.linspace(0.0, 1.0, 8)):
+        assert count(loss, x, active) == 0
+        assert count(jax.grad(loss), x, active) == 0
