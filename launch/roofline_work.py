@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import nasjax
 from nasjax import relax, sampling, spaces
 from nasjax.core import architecture
 from nasjax.core.errors import NasjaxError
-from nasjax.core.flops import inner_jaxprs
+from nasjax.core.flops import inner_jaxprs, multiply_adds, products
 from nasjax.core.names import Leaf, leaves
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.models.vit import VisionTransformer
@@ -103,20 +103,9 @@ class Product:
         return self.times * self.batch * min(sides) * _up(self.depth, tile[2])
 
 
-def products(jaxpr: Any, times: int = 1) -> Iterator[Product]:
-    """The matrix products and convolutions of a jaxpr, loops multiplied out."""
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name in ("dot_general", "conv_general_dilated"):
-            yield _product(equation, times)
-        elif name == "cond":
-            platforms = params.get("branches_platforms") or ()
-            chosen = platforms.index(None) if None in platforms else -1
-            yield from products(params["branches"][chosen].jaxpr, times)
-        else:
-            repeats = params["length"] if name == "scan" else 1
-            for inner in inner_jaxprs(params):
-                yield from products(inner, times * repeats)
+def multiplied(jaxpr: Any) -> list[Product]:
+    """The products of a jaxpr that count as multiply-adds, by their sizes."""
+    return [_product(equation, times) for equation, times in products(jaxpr)]
 
 
 def _product(equation: Any, times: int) -> Product:
@@ -253,7 +242,7 @@ def _trace(
     images = jax.ShapeDtypeStruct((_BATCH, *supernet.input_shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((_BATCH,), jnp.int32)
     jaxpr, (kept, _) = jax.make_jaxpr(step, return_shape=True)(weights, images, labels)
-    found = list(products(jaxpr.jaxpr))
+    found = multiplied(jaxpr.jaxpr)
     return (
         sum(p.executed(tile) for p in found) / _BATCH,
         (sum(p.times * p.bytes for p in found) - 3 * fixed) / _BATCH,
@@ -267,15 +256,15 @@ def _mask_flops(supernet: Supernet, searched: bool) -> float:
     mixture = jax.eval_shape(lambda: nasjax.uniform(supernet.space))
 
     def both(weights: Any, mixture: Any, cotangent: Any) -> Any:
-        def masked(weights: Any, mixture: Any) -> Any:
+        def superposed(weights: Any, mixture: Any) -> Any:
             return supernet.superpose(weights, mixture)["params"]
 
         if searched:
-            return jax.vjp(masked, weights, mixture)[1](cotangent)
-        return jax.vjp(lambda w: masked(w, mixture), weights)[1](cotangent)
+            return jax.vjp(superposed, weights, mixture)[1](cotangent)
+        return jax.vjp(lambda w: superposed(w, mixture), weights)[1](cotangent)
 
     jaxpr = jax.make_jaxpr(both)(weights, mixture, weights["params"]).jaxpr
-    thin = sum(2 * p.times * p.batch * p.rows * p.columns * p.depth for p in products(jaxpr))
+    thin = sum(2 * times * multiply_adds(equation) for equation, times in products(jaxpr))
     return thin + _elementwise(jaxpr)
 
 

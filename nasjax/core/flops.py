@@ -43,38 +43,45 @@ def count_multiply_adds(function: Callable[..., Any], *args: Any, **kwargs: Any)
 
 
 def _count(jaxpr: Any) -> int:
-    total = 0
+    return sum(times * multiply_adds(equation) for equation, times in products(jaxpr))
+
+
+def multiply_adds(equation: Any) -> int:
+    """Multiply-adds of one matrix product or convolution."""
+    params, out = equation.params, math.prod(equation.outvars[0].aval.shape)
+    if equation.primitive.name == "dot_general":
+        ((contract, _), _) = params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return out * math.prod(left[d] for d in contract)
+    kernel = equation.invars[1].aval.shape
+    return out * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+
+
+def products(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """The matrix products and convolutions of a jaxpr, each with how many times it is done.
+
+    Of several branches those of the dearest; of code written for several platforms the default,
+    which says what is computed and not how.
+    """
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if params.get("name") == _UNCOUNTED:
             continue
-        if name == "dot_general":
-            ((contract, _), _) = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(
-                left[d] for d in contract
-            )
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
-        if name == "cond":
-            total += _count_branches(params)
-            continue
-        repeats = params["length"] if name == "scan" else 1
-        for inner in inner_jaxprs(params):
-            total += repeats * _count(inner)
-    return total
+        if name in ("dot_general", "conv_general_dilated"):
+            yield equation, times
+        elif name == "cond":
+            yield from products(_counted_branch(params).jaxpr, times)
+        else:
+            repeats = params["length"] if name == "scan" else 1
+            for inner in inner_jaxprs(params):
+                yield from products(inner, times * repeats)
 
 
-def _count_branches(params: dict[str, Any]) -> int:
-    """The dearest branch; of code written for several platforms the default, which says what is
-    computed and not how."""
-    counts = [_count(branch.jaxpr) for branch in params["branches"]]
-    platforms = params.get("branches_platforms")
+def _counted_branch(params: dict[str, Any]) -> Any:
+    branches, platforms = params["branches"], params.get("branches_platforms")
     if platforms and None in platforms:
-        return counts[platforms.index(None)]
-    return max(counts)
+        return branches[platforms.index(None)]
+    return max(branches, key=lambda branch: _count(branch.jaxpr))
 
 
 def inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:

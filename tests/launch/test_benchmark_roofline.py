@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from benchmark_roofline import DEVICES, RULES, predict
 from experiment import plain
-from roofline_work import Work, of_config, products
+from roofline_work import Work, multiplied, of_config
 
 import nasjax
 from nasjax import spaces
@@ -120,9 +120,9 @@ def test_products_are_counted_exactly():
     shapes = ((2, 12, 12, 3), (3, 3, 3, 8), (3, 3, 1, 8), (8, 8))
     given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     gradient = jax.grad(network, (1, 2, 3))
-    found = list(products(jax.make_jaxpr(gradient)(*given).jaxpr))
+    found = multiplied(jax.make_jaxpr(gradient)(*given).jaxpr)
     assert exact(found) == nasjax.count_multiply_adds(gradient, *given)
-    (one,) = products(jax.make_jaxpr(jnp.dot)(jnp.ones((100, 70)), jnp.ones((70, 3))).jaxpr)
+    (one,) = multiplied(jax.make_jaxpr(jnp.dot)(jnp.ones((100, 70)), jnp.ones((70, 3))).jaxpr)
     assert (one.rows, one.columns, one.depth) == (100, 3, 70)
     assert one.bytes == 4 * (7000 + 210 + 300)
     assert one.executed((1, 1, 1)) == exact([one])
