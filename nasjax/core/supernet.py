@@ -44,6 +44,28 @@ def draw_boxed(module: nn.Module, rngs: Any, input_shape: Sequence[int], **optio
     return module.lazy_init(rngs, example, **options)
 
 
+def shapes_boxed(module: nn.Module, input_shape: Sequence[int], **options: Any) -> Any:
+    """Shapes of what :func:`draw_boxed` draws, worked out once for modules that are equal.
+
+    Args:
+      module: called as ``module(inputs, **options)``.
+      input_shape: shape of one input, without the batch.
+      **options: what else the module is called with.
+    """
+    try:
+        hash(module)
+    except TypeError:  # Flax compares modules by their attributes, of which one is mutable
+        return _shapes_boxed.__wrapped__(module, tuple(input_shape), **options)
+    return _shapes_boxed(module, tuple(input_shape), **options)
+
+
+@functools.lru_cache(maxsize=64)  # tracing a network of cells takes seconds
+def _shapes_boxed(module: nn.Module, input_shape: tuple[int, ...], **options: Any) -> Any:
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+    return jax.eval_shape(functools.partial(module.init, **options), rngs, example)
+
+
 @dataclass(frozen=True, eq=False)
 class Supernet:
     """A module at its maximal size, the space of its sub-networks, and how to build each of them.
@@ -97,8 +119,7 @@ class Supernet:
 
     @functools.cached_property
     def _boxed(self) -> Any:
-        example = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
-        return jax.eval_shape(self.module.init, jax.random.key(0), example)
+        return shapes_boxed(self.module, self.input_shape)
 
     @functools.cached_property
     def shapes(self) -> dict[str, Any]:

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nasjax.core.supernet import Supernet
+from nasjax.core.supernet import Supernet, shapes_boxed
 from nasjax.core.superpose import ACTIVE
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout
@@ -203,7 +201,8 @@ def tensors(supernet: Supernet, genotype: str | None = None) -> list[Tensor]:
         )
     else:
         module = supernet.from_scratch(supernet.from_text(genotype))
-        shapes = _shapes(module, supernet.input_shape)
+        # An auxiliary head exists only in training.
+        shapes = nn.unbox(shapes_boxed(module, supernet.input_shape, train=True))
     blocks = dict(SPACES[space.name](module, shapes["params"], genotype))
     flat = traverse_util.flatten_dict(dict(shapes))
     return [
@@ -211,15 +210,6 @@ def tensors(supernet: Supernet, genotype: str | None = None) -> list[Tensor]:
         for path, leaf in flat.items()
         if path[0] != ACTIVE
     ]
-
-
-def _shapes(module: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    def init(key: jax.Array) -> Any:
-        # An auxiliary head exists only in training.
-        example = jnp.zeros((1, *input_shape))
-        return module.init({"params": key, "dropout": key}, example, train=True)
-
-    return nn.unbox(jax.eval_shape(init, jax.random.key(0)))
 
 
 def _tensor(path: Path, shape: tuple[int, ...], blocks: Mapping[str, _Block], space: str) -> Tensor:

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nasjax.core.architecture import Arch
 from nasjax.core.names import Tree
 from nasjax.core.space import SearchSpace
-from nasjax.core.supernet import Supernet
+from nasjax.core.supernet import Supernet, shapes_boxed
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout
 from nasjax.interop.tables import (
@@ -109,8 +107,7 @@ def import_weights(
     table, state_dict = name_table(supernet.space, alone=True), dict(state_dict)
     if module.shared != "qkv":
         state_dict = _unpack(state_dict)
-    example = jax.ShapeDtypeStruct((1, *supernet.input_shape), jnp.float32)
-    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example))["params"]
+    shapes = nn.unbox(shapes_boxed(module, supernet.input_shape))["params"]
     return read_network(table, state_dict, {"params": shapes}, supernet.space.stacks, strict)
 
 

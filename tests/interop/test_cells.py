@@ -9,6 +9,7 @@ import pytest
 
 from nasjax import interop, spaces
 from nasjax.core.errors import ArchitectureError
+from nasjax.core.supernet import shapes_boxed
 from nasjax.interop import WeightsError, cells
 from nasjax.spaces.autoformer import quickstart
 
@@ -129,8 +130,7 @@ def test_the_network_is_filled(key, which):
     module, shapes = net.module, {k: v for k, v in net.shapes.items() if k != "active"}
     if text is not None:
         module = net.from_scratch(net.architecture(text))
-        example = np.zeros((1, *net.input_shape), np.float32)
-        shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), example))
+        shapes = nn.unbox(shapes_boxed(module, net.input_shape))
     shapes = jax.tree.map(lambda leaf: leaf.shape, shapes)
     assert jax.tree.map(np.shape, variables) == shapes
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}

@@ -20,7 +20,7 @@ from nasjax.core.expect import mask_factors
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, axis_names, leaves
 from nasjax.core.space import SearchSpace
-from nasjax.core.supernet import STATISTICS, Supernet
+from nasjax.core.supernet import STATISTICS, Supernet, shapes_boxed
 from nasjax.core.superpose import ACTIVE, unrolled
 from nasjax.search.errors import SearchError
 from nasjax.train.calibrate import without_dropout
@@ -200,8 +200,7 @@ def view(model: Model, variables: Tree, arch: Arch | Mixture | None, batch: Batc
     if isinstance(model, Supernet):
         return _of_supernet(model, params, arch)
     shape = tuple(batch["image"].shape[1:])
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), example)
+    boxed = shapes_boxed(model, shape)
     kernels = tuple(_alone(axis_names(boxed)["params"], params))
     stats = {STATISTICS: nn.unbox(boxed[STATISTICS])} if STATISTICS in boxed else {}
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), stats)
