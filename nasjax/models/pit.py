@@ -30,8 +30,9 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ask,
-    attended,
     fan_in_normal,
+    gelu,
+    kept,
     kernel_initializer,
     named,
     truncated_normal,
@@ -85,7 +86,7 @@ class Attention(nn.Module):
         mixed = jax.nn.dot_product_attention(query, key, value, scale=1.0)
         out = f"residual_{self.stage}"
         return Linear((x.shape[-1],), (*heads, out), (out,), contract=2, name="proj", **options)(
-            attended(mixed)
+            kept(mixed)
         )
 
 
@@ -126,7 +127,7 @@ class Block(nn.Module):
         x = x + DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **norm)(x)
         y = Linear((self.mlp_dim,), (embed, mlp), (mlp,), name="fc1", **linear)(y)
-        y = jax.nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = Linear((x.shape[-1],), (mlp, out), (out,), name="fc2", **linear)(y)
         return x + DropPath()(y, drop_path, train), None
 

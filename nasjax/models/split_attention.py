@@ -26,8 +26,8 @@ from nasjax.models.layers import (
     Initializer,
     Names,
     ask,
-    attended,
     fan_in_normal,
+    kept,
     named,
     truncated_normal,
 )
@@ -246,13 +246,13 @@ class SplitAttention(nn.Module):
         output = split.take(output, axis=0)
         x, kernel, bias, output = nn.dtypes.promote_dtype(x, kernel, bias, output, dtype=self.dtype)
         batch, tokens, features = x.shape
-        qkv = x.reshape(-1, features) @ kernel + bias
+        qkv = kept(x.reshape(-1, features) @ kernel) + bias
         query, key, value = jnp.moveaxis(
             qkv.reshape(batch, tokens, 3, split.heads, split.room), 2, 0
         )
         scale = split.head_dim**-0.5 if self.scale is None else self.scale
         mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
-        mixed = attended(mixed.reshape(-1, split.heads * split.room)) @ output
+        mixed = kept(kept(mixed.reshape(-1, split.heads * split.room)) @ output)
         return mixed.reshape(batch, tokens, features)
 
 

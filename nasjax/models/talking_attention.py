@@ -25,7 +25,7 @@ from nasjax.models.layers import (
     Dtype,
     LayerNorm,
     Linear,
-    attended,
+    kept,
     kernel_initializer,
     named,
     truncated_normal,
@@ -251,7 +251,7 @@ class TalkingAttention(nn.Module):
         mixed = jnp.einsum("bwhnm,bwmhd->bwnhd", weights, by_head(value))
         mixed = _join(mixed.reshape(*mixed.shape[:3], value_width), grid, height, width)
 
-        mixed = attended(mixed)
+        mixed = kept(mixed)
         if sizes.swish_first:
             mixed = nn.swish(mixed)
         mixed = linear((sizes.width,), (axes.value, out), (out,), name="project")(mixed)

@@ -28,7 +28,8 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ScaledDropout,
-    attended,
+    gelu,
+    kept,
     kernel_initializer,
     named,
     per_layer,
@@ -168,7 +169,7 @@ class Attention(nn.Module):
             mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
         return Linear(
             (self.features,), ("heads", "residual"), ("residual",), name="proj", **linear
-        )(attended(mixed.reshape(*x.shape[:-1], width)))
+        )(kept(mixed.reshape(*x.shape[:-1], width)))
 
 
 class Block(nn.Module):
@@ -227,7 +228,7 @@ class Block(nn.Module):
         x = x + DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **dtypes)(x)
         y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **linear)(y)
-        y = jax.nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = ScaledDropout(self.dropout)(y, width, train)
         y = Linear((x.shape[-1],), ("mlp", "residual"), ("residual",), name="fc2", **linear)(y)
         y = ScaledDropout(self.dropout)(y, width, train)

@@ -27,6 +27,7 @@ from nasjax.models.layers import (
     LayerNorm,
     Linear,
     ask,
+    gelu,
     kernel_initializer,
     named,
     rematerialized,
@@ -69,7 +70,7 @@ class Block(nn.Module):
         attended = DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **norm)(x + attended)
         y = Linear((self.mlp_dim,), ("embed", "mlp"), ("mlp",), name="fc1", **linear)(y)
-        y = jax.nn.gelu(y, approximate=False)
+        y = gelu(y)
         y = Linear((x.shape[-1],), ("mlp", "embed"), ("embed",), name="fc2", **linear)(y)
         return attended + DropPath()(y, drop_path, train)
 

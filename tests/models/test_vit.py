@@ -158,6 +158,18 @@ def test_recomputing_changes_neither_output_nor_gradients(policy: str) -> None:
     assert not np.isclose(whole, results[0][0], rtol=1e-3)  # what is active reaches every block
 
 
+def test_squares_of_the_tokens_are_recomputed() -> None:
+    images = jnp.zeros((2, 14, 10, 1))  # of 36 tokens, as nothing else is
+    kept = {}
+    for policy in ("none", "dots"):
+        model = VisionTransformer(**SMALL, remat=policy)
+        variables = shapes(model, images)
+        _, pull_back = jax.eval_shape(lambda v, m=model: jax.vjp(m.apply, v, images), variables)
+        kept[policy] = [x.shape[-2:] for x in jax.tree.leaves(pull_back)]
+    assert (36, 36) in kept["none"] and (36, 36) not in kept["dots"]
+    assert len(kept["dots"]) < len(kept["none"])
+
+
 def test_an_unknown_policy_is_one_sentence() -> None:
     with pytest.raises(SpaceError, match='remat is True; "none", "dots" or "full" was expected'):
         shapes(VisionTransformer(**SMALL, remat=True), IMAGES)
