@@ -172,12 +172,16 @@ def drnas(anchor: float = 0.0) -> Relaxation:
         off in TangleNAS.
     """
 
-    def draw(alpha: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
-        beta = concentration(alpha)
+    def mixture(alphas: Alphas, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
+        # All choices at once: a gamma variate takes as long to compile as a layer of a network.
+        names = sorted(alphas)
+        beta = concentration(jnp.concatenate([jnp.ravel(alphas[name]) for name in names]))
         # jax.random.dirichlet, over the options whose concentration has not underflowed.
         there = beta > 0
         logs = jax.random.loggamma(key, jnp.where(there, beta, 1.0))
-        return jax.nn.softmax(jnp.where(there, logs, -jnp.inf))
+        ends = np.cumsum([alphas[name].size for name in names])[:-1]
+        rows = zip(names, jnp.split(jnp.where(there, logs, -jnp.inf), ends), strict=True)
+        return {name: jax.nn.softmax(row.reshape(alphas[name].shape)) for name, row in rows}
 
     def mean(alpha: jax.Array) -> jax.Array:
         beta = concentration(alpha)
@@ -186,7 +190,7 @@ def drnas(anchor: float = 0.0) -> Relaxation:
     def penalty(alphas: Alphas) -> jax.Array:
         return anchor * dirichlet_anchor_kl(alphas)
 
-    return Relaxation("drnas", _drawn(draw), _rows(mean), penalty if anchor else _no_penalty)
+    return Relaxation("drnas", mixture, _rows(mean), penalty if anchor else _no_penalty)
 
 
 def gdas(temperature: Schedule) -> Relaxation:

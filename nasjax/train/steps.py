@@ -299,7 +299,7 @@ def apply_gradient(
     Adds the gradient's norm and, for each of its arrays, whether it is finite to ``metrics``.
     """
     squares = [jnp.sum(jnp.square(at_least_float32(g))) for g in jax.tree.leaves(gradient)]
-    each = jnp.stack([jnp.isfinite(s) for s in squares])
+    each = jnp.isfinite(jnp.stack(squares))
     finite = jnp.all(each)
     metrics[f"finite/{name}"] = each
     metrics[f"gradient_norm/{name}"] = jnp.sqrt(sum(squares))
