@@ -48,9 +48,10 @@ def test_of_a_one_hot_super_network_they_are_those_of_the_extracted_network():
     batches = jax.random.normal(jax.random.key(1), (2, 4, *net.input_shape))
     arch = nasjax.sample(net.space, jax.random.key(2))
     inside = net.superpose(variables, nasjax.one_hot(net.space, arch))
-    shared = nasjax.calibrate_batch_stats(net.module, inside, batches)
+    calibrate = jax.jit(nasjax.calibrate_batch_stats, static_argnums=0)
+    shared = calibrate(net.module, inside, batches)
     small = net.extract(variables, arch)
-    own = nasjax.calibrate_batch_stats(net.network(arch), small, batches)
+    own = calibrate(net.network(arch), small, batches)
     cut = net.extract({"batch_stats": shared}, arch)["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), cut, own)
 
