@@ -146,7 +146,8 @@ class Evaluator:
 
         def variables(weights: Any, vector: jax.Array) -> Any:
             mixture = mixtures.one_hot_vector(supernet.space, vector)
-            return supernet.superpose({"params": weights}, mixture)
+            # Left to the module, for no copy of all weights for each architecture of a chunk.
+            return supernet.masked({"params": weights}, mixture)
 
         def apply(weights: Any, vector: jax.Array, statistics: Any, images: jax.Array) -> Any:
             return module.apply({**variables(weights, vector), **statistics}, images, train=False)

@@ -35,7 +35,7 @@ LEFT_OUT = {
     "nasvit": lambda case: case["name"] != "table13_A1",
     "nasvit_small": lambda case: case["name"] not in NASVIT,
     "nb201": plain_or_argmax,
-    "pit": lambda case: case["name"].startswith("TF_TAS"),
+    "pit": lambda case: case["name"].startswith(("TF_TAS", "PiT-XS", "PiT-S")),
     "tanglenas_vit": lambda case: case["name"].startswith(("s2_", "outmix_")),
     "toy_cell": plain_or_argmax,
     "toy_conv_macro": lambda case: case.get("output", "0")[-1] != "0" or "ws" in str(case),

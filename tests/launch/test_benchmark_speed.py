@@ -148,7 +148,7 @@ def options(values=(), config=TINY, batch=BATCH, dtype=""):
 def test_kept_bytes_are_those_of_the_activations():
     bench = workbench.open_workbench(options(dtype="bfloat16"))
     # Two blocks of width 12, two heads of 4, hidden width 24; 4 patches and a token in 2 x 2 rows.
-    whole = 2 * (4 * 12 + 4 * 8 + 4 * 24 + 2 * 6) + (4 + 2) * 2 * 5
+    whole = 2 * (4 * 12 + 4 * 8 + 2 * 24 + 2 * 6) + (4 + 2) * 2 * 5
     tokens = BATCH * 5
     assert benchmark_compile.kept_bytes(bench, "none") == tokens * 2 * whole
     assert benchmark_compile.kept_bytes(bench, "full") == tokens * (2 * (2 * 12) + whole)

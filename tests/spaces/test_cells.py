@@ -29,7 +29,7 @@ SAMPLED = {"toy_cell": 10, "toy_conv_macro": 5, "nas_bench_201": 10, "darts": 2}
 SHARED = [(name, "entangled") for name in BUILD]
 SHARED += [(name, "plain") for name in BUILD if name != "darts"]
 SLOWEST = ("toy_conv_macro", "plain")
-SLOW = [("toy_conv_macro", "entangled"), ("nas_bench_201", "plain")]
+SLOW = [("toy_conv_macro", "entangled"), ("nas_bench_201", "plain"), ("darts", "entangled")]
 EVERY_DAY = [
     pytest.param(*s, marks=pytest.mark.slow) if s in SLOW else s for s in SHARED if s != SLOWEST
 ]
