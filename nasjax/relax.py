@@ -173,7 +173,7 @@ def drnas(anchor: float = 0.0) -> Relaxation:
     """
 
     def mixture(alphas: Alphas, key: jax.Array, step: jax.Array) -> dict[str, jax.Array]:
-        # All choices at once: a gamma variate takes as long to compile as a layer of a network.
+        # All choices at once: one gamma draw is a hundred kernels to compile, whatever its size.
         names = sorted(alphas)
         beta = concentration(jnp.concatenate([jnp.ravel(alphas[name]) for name in names]))
         # jax.random.dirichlet, over the options whose concentration has not underflowed.

@@ -93,8 +93,7 @@ def mixup_or_cutmix(
 def _beta(key: jax.Array, alpha: jax.Array | float) -> jax.Array:
     """A draw of Beta(alpha, alpha).
 
-    `jax.random.beta` draws its two gamma variates apart, and to compile one takes as long as the
-    rest of an augmentation.
+    `jax.random.beta` draws its two gamma variates apart, each a hundred kernels to compile.
     """
     one, other = jax.random.loggamma(key, jnp.full(2, alpha))
     return jax.nn.sigmoid(one - other)

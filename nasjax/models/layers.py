@@ -250,7 +250,7 @@ class LayerNorm(nn.Module):
         return jnp.mean(self.get_variable("active", "scale"))
 
 
-# Recomputed in the backward pass, which would otherwise be kept more of it than its input.
+# Recomputed in the backward pass, for which more than its input would be kept otherwise.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def gelu(x: jax.Array) -> jax.Array:
     """The exact GELU, in float32: ``x / 2 (1 + erf(x / sqrt(2)))``, as Torch has it.
