@@ -16,13 +16,15 @@ from nasjax import recipes
 def get_config() -> ConfigDict:
     """The whole run: search, fine-tuning, retraining, comparison."""
     training = recipes.digits_recipe()
+    search = recipes.digits_search()
+    search["recipe"]["together"] = 10  # its steps are short
     return ConfigDict(
         recipes.separate(
             {
                 "seed": 0,
                 "space": {"name": "quickstart"},
                 "data": {"name": "digits"},
-                "search": recipes.digits_search(),
+                "search": search,
                 "finetune": {**training, "epochs": 30.0, "warmup_epochs": 3.0},
                 "retrain": training,
                 "compare": {

@@ -34,6 +34,7 @@ MASKS, MATMUL, SIDE = "masks", "matmul", 2048  # of the square matrices that a C
 def step(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds, images/s, utilisation and memory of search and training steps, on one device."""
     bench = open_workbench(options)
+    together = bench.recipe.together  # as training does them
     mesh, device = submesh(1), jax.devices()[0]
     kinds = [PLAIN, ONE_SHOT]
     if bench.mixes:
@@ -41,16 +42,19 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
     programs: dict[str, Any] = {}
     taken = {}
     for kind in kinds:
-        programs[kind], taken[kind] = _running(bench, kind, mesh, sharding.REPLICATED)
+        programs[kind], taken[kind] = _running(bench, kind, mesh, sharding.REPLICATED, together)
     searched = BILEVEL if BILEVEL in kinds else ONE_SHOT
-    programs[MASKS] = _masks(bench, levels=BATCHES[searched])
+    programs[MASKS] = _masks(bench, levels=BATCHES[searched], times=together)
     peak, source = published_peak(device.device_kind, bench.dtype), "published"
     if device.platform == "cpu":
         source = f"fastest product of {SIDE} x {SIDE} matrices in this run"
         square = jnp.ones((SIDE, SIDE), bench.dtype)
         product = jax.jit(jnp.matmul)
         programs[MATMUL] = lambda: product(square, square)
-    found = interleaved(programs, options.pairs)
+    found = {
+        name: [reading / (1 if name == MATMUL else together) for reading in readings]
+        for name, readings in interleaved(programs, options.pairs).items()
+    }
     if MATMUL in found:
         peak = 2.0 * SIDE**3 / min(found[MATMUL])
     spent = medians(found)
@@ -84,6 +88,7 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
         "config": options.config,
         **bench.sizes,
         "devices": 1,
+        "together": together,
         "pairs": options.pairs,
         "images": images,
         "seconds": spent,
@@ -99,22 +104,23 @@ def step(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _running(
-    bench: Workbench, kind: str, mesh: Any, rules: sharding.Rules
+    bench: Workbench, kind: str, mesh: Any, rules: sharding.Rules, together: int = 1
 ) -> tuple[Running, dict[str, int]]:
-    """A step that goes on from itself, and the bytes that it takes on each device."""
-    jitted, shapes = bench.program(kind, mesh, rules)
+    """A step, or several, that goes on from itself, and the bytes that it takes on each device."""
+    jitted, shapes = bench.program(kind, mesh, rules, together)
     with bench.computing(mesh, rules):
         compiled = jitted.lower(*shapes).compile()
     return Running(compiled, *bench.arrays(kind, shapes)), memory(compiled)
 
 
-def _masks(bench: Workbench, levels: int) -> Any:
-    """What a search step does to superpose its weights, layer by layer, and the ways back.
+def _masks(bench: Workbench, levels: int, times: int) -> Any:
+    """What search steps do to superpose their weights, layer by layer, and the ways back.
 
     Args:
       bench: the configuration.
-      levels: 1 for the way back to the weights; 2 for another superposition besides, with the way
+      levels: 1 for the way back to the weights; 2 for another superposition before it, with the way
         back to the mixture.
+      times: steps.
     """
     mixture = bench.method().mean(bench.method().init(bench.supernet.space, jax.random.key(1)))
 
@@ -137,8 +143,19 @@ def _masks(bench: Workbench, levels: int) -> Any:
             found, _ = jax.lax.scan(layer, found, stack)
         return found
 
-    programs = [jax.jit(jax.grad(total, argument)) for argument in range(levels)]
-    return lambda: [program(bench.weights, mixture) for program in programs]
+    def moved(given: tuple[Any, Any], argument: int) -> Any:
+        # So little that nothing changes, and that nothing can be left out.
+        gradient = jax.grad(total, argument)(*given)
+        return jax.tree.map(lambda x, g: x - 1e-12 * g, given[argument], gradient)
+
+    def once(given: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        weights, mixture = given
+        if levels == 2:
+            mixture = moved(given, 1)
+        return (moved((weights, mixture), 0), mixture), None
+
+    program = jax.jit(lambda *given: jax.lax.scan(once, given, None, times)[0])
+    return lambda: program(bench.weights, mixture)
 
 
 def scaling(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_conflict import read_config
 from experiment import alphas_optimizer, budget, edge_weights, recipe
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nasjax import data, relax, spaces
 from nasjax.core import architecture
@@ -156,14 +156,21 @@ class Workbench:
             **rest,
         )
 
-    def program(self, kind: str, mesh: Mesh, rules: sharding.Rules) -> tuple[Any, tuple[Any, ...]]:
-        """The step under ``jit``, donating its state, and the shapes of what it is called with."""
-        step, given = self.step(kind), self.shapes(kind, mesh, rules)
+    def program(
+        self, kind: str, mesh: Mesh, rules: sharding.Rules, together: int = 1
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The step under ``jit``, donating its state, and the shapes of what it is called with.
+
+        Where ``together`` is more than 1, it is so many steps, each with batches of its own.
+        """
+        step, given = self.step(kind), self.shapes(kind, mesh, rules, together)
         names = self.supernet.names["params"]
 
         places = (jax.tree.map(lambda x: x.sharding, given[0]), sharding.replicated(mesh))
         if kind == PLAIN:
             step = sharding.gathering_weights(step, names, mesh, rules)
+        if together > 1:
+            step = _several(step)
         return jax.jit(step, donate_argnums=0, out_shardings=places), given
 
     def computing(self, mesh: Mesh, rules: sharding.Rules) -> Any:
@@ -171,21 +178,25 @@ class Workbench:
         shapes, names = (tree["params"] for tree in (self.supernet.shapes, self.supernet.names))
         return sharding.computing(shapes, names, mesh, rules)
 
-    def shapes(self, kind: str, mesh: Mesh, rules: sharding.Rules) -> tuple[Any, ...]:
-        """State and batches as shapes that know where they live."""
+    def shapes(
+        self, kind: str, mesh: Mesh, rules: sharding.Rules, together: int = 1
+    ) -> tuple[Any, ...]:
+        """State and batches, of so many steps, as shapes that know where they live."""
         create, alphas = self._create(kind)
         weights = self.supernet.shapes["params"]
         state = jax.eval_shape(create, jax.random.key(0), weights, alphas)
         places = sharding.state_shardings(state, self.supernet.names["params"], mesh, rules)
-        batch = {
-            "image": _shape((self.recipe.batch_size, *self.supernet.input_shape), jnp.uint8),
-            "label": _shape((self.recipe.batch_size,), jnp.int32),
+        size, image = self.recipe.batch_size, self.supernet.input_shape
+        batch: Any = {
+            "image": _shape((size, *image), jnp.uint8),
+            "label": _shape((size,), jnp.int32),
         }
         batch = _placed(batch, jax.tree.map(lambda x: sharding.batches(mesh), batch))
+        rest = (batch,) * BATCHES[kind]
         if kind == ONE_SHOT:
             paths = _shape(self.paths.shape, self.paths.dtype)
-            return _placed(state, places), batch, _placed(paths, sharding.replicated(mesh))
-        return (_placed(state, places), *(batch,) * BATCHES[kind])
+            rest = batch, _placed(paths, sharding.replicated(mesh))
+        return (_placed(state, places), *(_stacked(rest, together) if together > 1 else rest))
 
     def arrays(self, kind: str, shapes: Sequence[Any]) -> tuple[Any, ...]:
         """The arrays for :meth:`shapes`."""
@@ -197,8 +208,11 @@ class Workbench:
         source = self.source(self.recipe.batch_size)
         batch: Any = {"image": source.images, "label": source.labels}
         rest = [self.paths if not isinstance(s, dict) else batch for s in shapes[1:]]
-        where = jax.tree.map(lambda x: x.sharding, list(shapes[1:]))
-        return state, *jax.device_put(rest, where)
+
+        def put(array: np.ndarray, shape: Any) -> jax.Array:  # the same in every step of a call
+            return jax.device_put(np.broadcast_to(array, shape.shape), shape.sharding)
+
+        return state, *jax.tree.map(put, rest, list(shapes[1:]))
 
     @functools.cached_property
     def paths(self) -> np.ndarray:
@@ -326,6 +340,22 @@ def _child(node: Any, name: str, text: str) -> Any:
 
 def _shape(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
+
+
+def _stacked(shapes: Any, count: int) -> Any:
+    """The shapes of so many arrays in one, which lie as each would."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        mesh, spec = leaf.sharding.mesh, leaf.sharding.spec
+        place = NamedSharding(mesh, PartitionSpec(None, *spec))
+        return jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=place)
+
+    return jax.tree.map(one, shapes)
+
+
+def _several(step: steps.Step) -> steps.Step:
+    run = steps.several(lambda state, batches: step(state, *batches))
+    return lambda state, *batches: run(state, batches)
 
 
 def _placed(shapes: Any, places: Any) -> Any:

@@ -65,14 +65,10 @@ class CompiledStep:
         """As many steps as the batches' leading axes are long; the metrics are the last one's."""
         if self._many is None:
 
-            def scanned(state: State, batches: Any, given: Any) -> tuple[State, steps.Metrics]:
-                def body(state: State, each: Any) -> tuple[State, steps.Metrics]:
-                    return self._once(state, each, given)
+            def several(state: State, batches: Any, given: Any) -> tuple[State, steps.Metrics]:
+                return steps.several(lambda s, each: self._once(s, each, given))(state, batches)
 
-                state, metrics = jax.lax.scan(body, state, batches)
-                return state, jax.tree.map(lambda m: m[-1], metrics)
-
-            self._many = self._compile(scanned, state, batches)
+            self._many = self._compile(several, state, batches)
             _log_cost(self._phase, self._many, state, batches[0]["label"].shape[1])
         return self._many(state, batches, self._given)
 

@@ -291,6 +291,25 @@ def train_step(
     return step
 
 
+def several(
+    step: Callable[[State, Any], tuple[State, Metrics]],
+) -> Callable[[State, Any], tuple[State, Metrics]]:
+    """Steps in one program: ``(state, batches) -> (state, metrics)``, the metrics the last one's.
+
+    There are as many as the leading axes of ``batches`` are long. The host dispatches once and
+    the memory of a step is allocated once, which counts where steps are short.
+
+    Args:
+      step: ``(state, each)``, one of ``batches``.
+    """
+
+    def steps(state: State, batches: Any) -> tuple[State, Metrics]:
+        state, metrics = jax.lax.scan(step, state, batches)
+        return state, jax.tree.map(lambda m: m[-1], metrics)
+
+    return steps
+
+
 def apply_gradient(
     tx: optax.GradientTransformation, name: str, gradient: Any, state: State, metrics: Metrics
 ) -> tuple[State, jax.Array]:

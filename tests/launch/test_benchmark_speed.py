@@ -40,7 +40,10 @@ def run(monkeypatch, capsys, command, *arguments, config=TINY, values=SMALL):
 )
 def test_step_compares_search_with_plain_training(monkeypatch, capsys, second):
     more = ["--second-order"] * second
-    result, text = run(monkeypatch, capsys, "step", "--pairs", "2", *more)
+    together = 1 if second else 3
+    values = (*SMALL, f"search.recipe.together={together}")
+    result, text = run(monkeypatch, capsys, "step", "--pairs", "2", *more, values=values)
+    assert result["together"] == together
     kinds = ["plain", "one_shot", "bilevel", "second_order"][: 3 + second]
     assert list(result["images"].values()) == [BATCH, BATCH, 2 * BATCH, 2 * BATCH][: 3 + second]
     seconds, each = result["seconds"], result["seconds_all"]
