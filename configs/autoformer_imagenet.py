@@ -39,6 +39,7 @@ def get_config(variant: str = "T") -> ConfigDict:
                     "patch_size": 16,
                     "num_classes": CLASSES,
                     "remat": "none",
+                    "attention_backend": "xla",
                     "dtype": "bfloat16",
                 },
                 "data": {

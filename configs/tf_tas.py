@@ -43,10 +43,10 @@ def get_config(variant: str = "digits") -> ConfigDict:
         recipes.vit_augmentation(), epochs=300, warmup_epochs=5, batch_size=2048
     )
     space: dict[str, Any] = {"variant": size, "image_size": 224, "num_classes": 1000}
-    if pooled:
-        space |= {"name": "pit", "conv_std": 1.0, "dtype": "bfloat16"}
-    else:
-        space |= {"name": "autoformer", "patch_size": 16, "dtype": "bfloat16"}
+    space |= {"attention_backend": "xla", "dtype": "bfloat16"}
+    space |= (
+        {"name": "pit", "conv_std": 1.0} if pooled else {"name": "autoformer", "patch_size": 16}
+    )
     return ConfigDict(
         recipes.separate(
             {

@@ -59,6 +59,7 @@ def get_config(variant: str = "arch") -> ConfigDict:
             "image_size": 224,
             "num_classes": CLASSES,
             "drop_path": 0.1,
+            "attention_backend": "xla",
             "dtype": "bfloat16",
         },
         "data": {"name": "tfds:imagenet2012", "data_dir": "", "image_size": 224},

@@ -140,7 +140,9 @@ def of_config(values: Mapping[str, Any], dtype: str, tile: tuple[int, int, int])
     Raises:
       NasjaxError: if the step is one of the exact second order, which is not modelled.
     """
-    supernet = spaces.make(**{**values["space"], "dtype": dtype})
+    # Of attention by XLA, which can be traced on any machine.
+    sizes = {k: v for k, v in values["space"].items() if k != "attention_backend"}
+    supernet = spaces.make(**{**sizes, "dtype": dtype})
     search, space = values["search"], supernet.space
     if search["second_order"]:
         raise NasjaxError("steps of the exact second order are not modelled; set second_order off.")

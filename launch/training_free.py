@@ -106,9 +106,11 @@ def make_scorer(
 ) -> Scorer:
     """What scores architectures at initial parameters, drawn from the run's seed and ``seed``."""
     key = jax.random.fold_in(run.session.key("proxy"), seed)
-    supernet = run.supernet
-    if run.config["space"].get("dtype"):  # scores are float32, whatever the training is
-        supernet = spaces.make(**{**run.config["space"], "dtype": None})
+    supernet, space = run.supernet, run.config["space"]
+    # Scores are float32, whatever the training is.
+    plain = {n: v for n, v in {"dtype": None, "attention_backend": "xla"}.items() if n in space}
+    if plain:
+        supernet = spaces.make(**{**space, **plain})
     variables = supernet.init(stream(key, "init"))
     batch = {}
     if not set(wanted) <= set(_WITHOUT_IMAGES):

@@ -226,6 +226,8 @@ def gravite_cifar(name: str, classes: int, resolution: str) -> dict[str, Any]:
             "patch_size": 16 if large else 2,
             "num_classes": classes,
             "remat": "none",
+            "attention_backend": "xla",
+            "dtype": "float32",
         },
         "data": {"name": name, "data_dir": ""},
         "search": vit_search(augmentation),

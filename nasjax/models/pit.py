@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from nasjax.core.precision import at_least_float32
+from nasjax.models.attention import attend
 from nasjax.models.convolution import Conv, depthwise_conv
 from nasjax.models.layers import (
     DropPath,
@@ -48,6 +49,7 @@ class Attention(nn.Module):
       stage: index of the stage, in the axes' names.
       num_heads: number of heads.
       head_dim: channels of a head.
+      backend: see :func:`~nasjax.models.attention.attend` ["xla"].
       weighed: whether this is a super-network, which asks how many channels a head has.
       kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
@@ -57,6 +59,7 @@ class Attention(nn.Module):
     stage: int
     num_heads: int
     head_dim: int
+    backend: str = "xla"
     weighed: bool = False
     kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
@@ -83,7 +86,7 @@ class Attention(nn.Module):
         # Channels that are not there add nothing to the logits, but would to their number.
         size = self.head_dim if active is None else jnp.sum(active)
         query = query * jnp.asarray(size, jnp.float32).astype(query.dtype) ** -0.5
-        mixed = jax.nn.dot_product_attention(query, key, value, scale=1.0)
+        mixed = attend(query, key, value, 1.0, self.backend)
         out = f"residual_{self.stage}"
         return Linear((x.shape[-1],), (*heads, out), (out,), contract=2, name="proj", **options)(
             kept(mixed)
@@ -98,6 +101,7 @@ class Block(nn.Module):
       num_heads: number of heads.
       head_dim: channels of a head.
       mlp_dim: hidden width of the perceptron.
+      attention_backend: see :func:`~nasjax.models.attention.attend` ["xla"].
       weighed: whether this is a super-network.
       kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation.
@@ -108,6 +112,7 @@ class Block(nn.Module):
     num_heads: int
     head_dim: int
     mlp_dim: int
+    attention_backend: str = "xla"
     weighed: bool = False
     kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
@@ -121,9 +126,8 @@ class Block(nn.Module):
         embed, mlp, out = (f"{axis}_{self.stage}" for axis in ("embed", "mlp", "residual"))
         norm = {"axis": embed, "epsilon": _EPSILON, **dtypes}
         y = LayerNorm(name="norm_attention", **norm)(x)
-        y = Attention(
-            self.stage, self.num_heads, self.head_dim, self.weighed, name="attention", **linear
-        )(y)
+        sizes = (self.stage, self.num_heads, self.head_dim, self.attention_backend)
+        y = Attention(*sizes, self.weighed, name="attention", **linear)(y)
         x = x + DropPath()(y, drop_path, train)
         y = LayerNorm(name="norm_mlp", **norm)(x)
         y = Linear((self.mlp_dim,), (embed, mlp), (mlp,), name="fc1", **linear)(y)
@@ -234,6 +238,8 @@ class PiT(nn.Module):
         1 / sqrt(inputs)].
       unrolled: whether layers are modules of their own: extracted networks [False].
       weighed: whether this is a super-network [False].
+      attention_backend: ``"xla"``, or ``"cudnn"`` for flash attention, see
+        :func:`~nasjax.models.attention.attend` [xla].
       dtype: of the computation (None: float32).
       param_dtype: of the parameters [float32].
 
@@ -258,6 +264,7 @@ class PiT(nn.Module):
     conv_std: float | None = None
     unrolled: bool = False
     weighed: bool = False
+    attention_backend: str = "xla"
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -335,7 +342,8 @@ class PiT(nn.Module):
         rates = jnp.asarray(self.drop_path or (0.0,) * sum(self.depth), jnp.float32)
         rates = rates[first : first + depth]
         sizes = (stage, self.heads[stage], self.base_dims[stage], self.mlp_dim[stage])
-        rest = (self.weighed, kernel_initializer(self.init_std), self.dtype, self.param_dtype)
+        rest: Any = (self.attention_backend, self.weighed, kernel_initializer(self.init_std))
+        rest += (self.dtype, self.param_dtype)
         name = f"stage_{stage}"
         if self.unrolled:
             for i in range(depth):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from nasjax.core.precision import at_least_float32
+from nasjax.models.attention import attend
 from nasjax.models.layers import (
     Dtype,
     Initializer,
@@ -181,6 +182,7 @@ class SplitAttention(nn.Module):
       width: the attention width, split among the heads.
       shared: a key of ``SHARED``.
       scale: factor of the logits [head dimension ** -0.5].
+      backend: see :func:`~nasjax.models.attention.attend` ["xla"].
       weighed: whether this is a super-network.
       kernel_init: see :class:`~nasjax.models.layers.Linear`.
       dtype: of the computation (None: that of the input).
@@ -191,6 +193,7 @@ class SplitAttention(nn.Module):
     width: int
     shared: str = "v"
     scale: float | None = None
+    backend: str = "xla"
     weighed: bool = False
     kernel_init: Initializer | None = truncated_normal
     dtype: Dtype = None
@@ -219,15 +222,15 @@ class SplitAttention(nn.Module):
             split = Split(heads, self.width, active)
             operands = (x, {**common, **own}, output)
 
-            attend = functools.partial(self._attend, split)
+            mix = functools.partial(self._mix, split)
             if isinstance(share, float):
-                total = total + share * attend(operands)
+                total = total + share * mix(operands)
                 continue
-            part = _if_present(attend, share > 0, operands)
+            part = _if_present(mix, share > 0, operands)
             total = total + share.astype(part.dtype) * part
         return total
 
-    def _attend(
+    def _mix(
         self, split: Split, operands: tuple[jax.Array, Mapping[str, Weights], jax.Array]
     ) -> jax.Array:
         x, weights, output = operands
@@ -251,7 +254,7 @@ class SplitAttention(nn.Module):
             qkv.reshape(batch, tokens, 3, split.heads, split.room), 2, 0
         )
         scale = split.head_dim**-0.5 if self.scale is None else self.scale
-        mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
+        mixed = attend(query, key, value, scale, self.backend)
         mixed = kept(kept(mixed.reshape(-1, split.heads * split.room)) @ output)
         return mixed.reshape(batch, tokens, features)
 

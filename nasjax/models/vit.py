@@ -18,9 +18,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nasjax.core.precision import at_least_float32
+from nasjax.models.attention import Attention
 from nasjax.models.layers import (
     DropPath,
     Dtype,
@@ -29,7 +29,6 @@ from nasjax.models.layers import (
     Linear,
     ScaledDropout,
     gelu,
-    kept,
     kernel_initializer,
     named,
     per_layer,
@@ -37,139 +36,6 @@ from nasjax.models.layers import (
     truncated_normal,
     writes,
 )
-
-
-def relative_rows(places: int, reach: int) -> np.ndarray:
-    """Rows of a table of relative positions for every pair (query, key) along one direction.
-
-    Distances are clipped to ``reach``; row 0 is none of these, it belongs to the class token.
-
-    Args:
-      places: patches along the direction.
-      reach: the greatest distance told apart, in patches.
-
-    Returns:
-      An int array ``(places, places)`` with entries in ``[1, 2 * reach + 1]``.
-    """
-    at = np.arange(places)
-    return np.clip(at[None, :] - at[:, None], -reach, reach) + reach + 1
-
-
-def token_places(grid: tuple[int, int]) -> np.ndarray:
-    """Where each token is: ``(tokens, 2 + rows + columns)`` of zeros and ones.
-
-    Ones are at 0 for the class token; at 1, at its row and at its column for a patch.
-    """
-    rows, columns = grid
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    found = np.zeros((1 + rows * columns, 2 + rows + columns))
-    found[0, 0] = 1
-    found[1:, 1:] = np.column_stack((np.ones(row.size), np.eye(rows)[row], np.eye(columns)[column]))
-    return found
-
-
-class RelativePosition(nn.Module):
-    """2-D relative positions: a pair of tokens has the sum of a vertical and a horizontal vector.
-
-    A query meets few of them: one for each row, one for each column and one for the class token.
-    Sums over keys are therefore sums over their places (:func:`token_places`), and no array of
-    ``(tokens, tokens, head_dim)`` is needed.
-
-    Attributes:
-      head_dim: length of a vector; the tables are shared by all heads.
-      reach: the greatest distance told apart, in patches.
-      param_dtype: of the tables.
-    """
-
-    head_dim: int
-    reach: int
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, grid: tuple[int, int]) -> jax.Array:
-        """Vectors ``(tokens, 2 + rows + columns, head_dim)`` of each query by the places of keys.
-
-        That of a pair is ``einsum("qpd,kp->qkd", vectors, token_places(grid))``.
-        """
-        shape = (2 * self.reach + 2, self.head_dim)
-        init = named(truncated_normal, (None, "head_dim"))
-        vertical = self.param("vertical", init, shape, self.param_dtype)
-        horizontal = self.param("horizontal", init, shape, self.param_dtype)
-        rows, columns = grid
-        token = (vertical[0] + horizontal[0])[None, None]
-        down = jnp.repeat(vertical[relative_rows(rows, self.reach)], columns, 0)
-        across = jnp.tile(horizontal[relative_rows(columns, self.reach)], (rows, 1, 1))
-        # A pair with the class token has the same vector whatever the other is.
-        first = jnp.pad(jnp.repeat(token, 2, 1), ((0, 0), (0, rows + columns), (0, 0)))
-        to_token = jnp.pad(token, ((0, 0), (0, 1), (0, 0))).repeat(rows * columns, 0)
-        return jnp.concatenate((first, jnp.concatenate((to_token, down, across), 1)))
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with optional relative positions on keys and values.
-
-    Attributes:
-      num_heads: number of heads.
-      head_dim: channels of a head; it does not change with the number of heads.
-      features: channels of the result.
-      reach: distance of relative positions in patches; 0 for none.
-      qkv_bias: whether queries, keys and values have a bias.
-      scale: factor of the logits [head_dim ** -0.5].
-      kernel_init: see :class:`~nasjax.models.layers.Linear`.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-    """
-
-    num_heads: int
-    head_dim: int
-    features: int
-    reach: int = 14
-    qkv_bias: bool = True
-    scale: float | None = None
-    kernel_init: Initializer | None = truncated_normal
-    dtype: Dtype = None
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        """Attend within ``x (batch, 1 + patches, embed)``; ``grid`` is rows, columns of patches."""
-        linear: Any = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "kernel_init": self.kernel_init,
-        }
-        width = self.num_heads * self.head_dim
-        qkv = Linear(
-            (3, width),
-            ("embed", None, "heads"),
-            ("qkv_bias",),
-            bias_shape=(3 * width,),
-            use_bias=self.qkv_bias,
-            name="qkv",
-            **linear,
-        )(x)
-        qkv = qkv.reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
-        scale = self.head_dim**-0.5 if self.scale is None else self.scale
-        if self.reach:
-            shared: Any = {"head_dim": self.head_dim, "reach": self.reach}
-            shared["param_dtype"] = self.param_dtype
-            to_keys = RelativePosition(**shared, name="relative_key")(grid).astype(x.dtype)
-            to_values = RelativePosition(**shared, name="relative_value")(grid).astype(x.dtype)
-            places = jnp.asarray(token_places(grid), x.dtype)
-            query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # (batch, heads, tokens, head_dim)
-            query = query * scale
-            logits = jnp.einsum("bhqd,bhkd->bhqk", query, key)
-            logits = logits + jnp.einsum("bhqd,qpd->bhqp", query, to_keys) @ places.T
-            weights = jax.nn.softmax(at_least_float32(logits)).astype(x.dtype)
-            mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value)
-            mixed = mixed + jnp.einsum("bhqp,qpd->bhqd", weights @ places, to_values)
-            mixed = jnp.moveaxis(mixed, 1, 2)
-        else:
-            query, key, value = jnp.moveaxis(qkv, 2, 0)
-            mixed = jax.nn.dot_product_attention(query, key, value, scale=scale)
-        return Linear(
-            (self.features,), ("heads", "residual"), ("residual",), name="proj", **linear
-        )(kept(mixed.reshape(*x.shape[:-1], width)))
 
 
 class Block(nn.Module):
@@ -258,6 +124,8 @@ class VisionTransformer(nn.Module):
         train in few epochs [0.02].
       remat: what of each block is computed again in the backward pass: ``"none"``, ``"dots"`` (all
         but the results of dense layers) or ``"full"`` [none].
+      attention_backend: ``"xla"``, or ``"cudnn"`` for flash attention, see
+        :func:`~nasjax.models.attention.attend` [xla].
       dtype: of the computation (None: float32).
       param_dtype: of the parameters [float32].
 
@@ -285,6 +153,7 @@ class VisionTransformer(nn.Module):
     drop_path: tuple[float, ...] = ()
     init_std: float | None = 0.02
     remat: str = "none"
+    attention_backend: str = "xla"
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -348,7 +217,7 @@ class VisionTransformer(nn.Module):
         def build(size: tuple[Any, ...], name: str, block: Any = block) -> nn.Module:
             heads, mlp, head_dim, scale = size
             attention = {"head_dim": head_dim, "reach": self.reach, "qkv_bias": self.qkv_bias}
-            attention["scale"] = scale
+            attention |= {"scale": scale, "backend": self.attention_backend}
             return block(
                 heads,
                 mlp,

@@ -192,6 +192,8 @@ class ViTAS(nn.Module):
         networks need to train in few epochs [0.02].
       remat: what of a super-network's layers the backward pass computes again: ``"none"``,
         ``"dots"`` (all but the results of dense layers and attention) or ``"full"``.
+      attention_backend: ``"xla"``, or ``"cudnn"`` for flash attention, see
+        :func:`~nasjax.models.attention.attend` [xla].
       dtype: of the computation (None: that of the images).
       param_dtype: of the parameters.
     """
@@ -209,6 +211,7 @@ class ViTAS(nn.Module):
     drop_path: tuple[float, ...] = ()
     init_std: float | None = 0.02
     remat: str = "none"
+    attention_backend: str = "xla"
     dtype: Dtype = None
     param_dtype: Dtype = jnp.float32
 
@@ -246,6 +249,7 @@ class ViTAS(nn.Module):
         def build(layer: Any, name: str, sizes: tuple[Any, ...]) -> Any:
             heads, value, mlp, scale = sizes
             attention = {"heads": heads, "width": value, "shared": self.shared, "scale": scale}
+            attention["backend"] = self.attention_backend
             init = kernel_initializer(self.init_std)
             return layer(attention, mlp, scanned, init, self.dtype, self.param_dtype, name=name)
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from nasjax.core import mixture as mixtures
+from nasjax.core.errors import NasjaxError
 from nasjax.core.precision import at_least_float32
 from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.relax import Relaxation
@@ -83,7 +84,15 @@ def bilevel_step(
       decay: of the moving average of the weights; 0 where none is kept.
       parts: how many the batch is divided into to compute its gradient, see
         :func:`~nasjax.train.accumulate.in_parts`.
+
+    Raises:
+      NasjaxError: if the second order is asked of attention that has no second derivative.
     """
+    if second_order and getattr(supernet.module, "attention_backend", "xla") != "xla":
+        raise NasjaxError(
+            'second_order differentiates twice, which attention_backend="cudnn" does not support; '
+            'set space.attention_backend="xla" or second_order off.'
+        )
 
     def classify(
         weights: Any, alphas: Any, state: State, name: str, examples: Any, key: jax.Array

@@ -13,7 +13,7 @@ from flax import nnx
 
 from nasjax.core.errors import SpaceError
 from nasjax.models import vit
-from nasjax.models.vit import Attention, RelativePosition, VisionTransformer, token_places
+from nasjax.models.vit import VisionTransformer
 
 SMALL: dict[str, Any] = {
     "num_classes": 5,
@@ -41,73 +41,6 @@ def shapes(model: nn.Module, x: Any) -> Any:
 
 
 IMAGES = draw(3, 4, 6, 2, seed=5)
-
-
-def rows_read(grid: tuple[int, int], reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the vertical and of the horizontal table that each pair of tokens reads."""
-    rows = np.arange(2.0 * reach + 2)[:, None]
-    tables = {"vertical": rows, "horizontal": 100 * rows}
-    module = RelativePosition(head_dim=1, reach=reach)
-    vectors = module.apply({"params": tables}, grid)
-    sums = np.einsum("qpd,kp->qkd", vectors, token_places(grid))[..., 0]
-    return np.mod(sums, 100), sums // 100
-
-
-def test_rows_of_relative_positions_by_hand() -> None:
-    # Tokens: the class token, then the patches 0 1 2 of the first row and 3 4 5 of the second.
-    down, across = rows_read((2, 3), reach=1)
-    near = [[0] * 7, *[[0, 2, 2, 2, 3, 3, 3]] * 3, *[[0, 1, 1, 1, 2, 2, 2]] * 3]
-    np.testing.assert_array_equal(down, near)
-    row = [[2, 3, 3], [1, 2, 3], [1, 1, 2]]  # from column 0, 1, 2; two columns away counts as one
-    np.testing.assert_array_equal(across, [[0] * 7, *[[0, *r, *r] for r in row * 2]])
-    far = [[15, 16, 17], [14, 15, 16], [13, 14, 15]]
-    np.testing.assert_array_equal(rows_read((1, 3), reach=14)[1][1:, 1:], far)
-    np.testing.assert_array_equal(rows_read((3, 1), reach=14)[0][1:, 1:], far)
-
-
-def test_relative_positions_are_added_to_keys_and_values() -> None:
-    model = Attention(num_heads=2, head_dim=4, features=5, reach=1)
-    x = draw(3, 7, 6)
-    shape = jax.eval_shape(lambda: model.init(jax.random.key(0), x, (2, 3)))
-    params = randomised(nn.unbox(shape), 0.5)["params"]
-    got = model.apply({"params": params}, x, (2, 3))
-
-    p = jax.tree.map(np.float64, params)
-    qkv = np.einsum("bne,ejw->bnjw", x, p["qkv"]["kernel"]) + p["qkv"]["bias"].reshape(3, 8)
-    q, k, v = (qkv[:, :, i].reshape(3, 7, 2, 4) for i in range(3))
-    mixed = np.zeros((3, 7, 2, 4))
-    down, across = (rows.astype(int) for rows in rows_read((2, 3), 1))
-    tables = [
-        p[n]["vertical"][down] + p[n]["horizontal"][across]
-        for n in ("relative_key", "relative_value")
-    ]
-    for i in range(7):
-        logits = np.einsum("bhd,bkhd->bhk", q[:, i], k + tables[0][i][None, :, None]) / 2
-        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        mixed[:, i] = np.einsum("bhk,bkhd->bhd", weights, v + tables[1][i][None, :, None])
-    expected = mixed.reshape(3, 7, 8) @ p["proj"]["kernel"] + p["proj"]["bias"]
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("scale", [None, 0.7])
-def test_no_reach_is_tables_of_zeros(bias: bool, scale: float | None) -> None:
-    fields: dict[str, Any] = {"num_heads": 2, "head_dim": 4, "features": 5, "qkv_bias": bias}
-    far, none = (Attention(**fields, scale=scale, reach=r) for r in (2, 0))
-    x = draw(3, 7, 6)
-    shape = jax.eval_shape(lambda: far.init(jax.random.key(0), x, (2, 3)))
-    params = randomised(nn.unbox(shape), 0.5)["params"]
-    params |= {
-        n: jax.tree.map(np.zeros_like, t) for n, t in params.items() if n.startswith("relative")
-    }
-    assert ("bias" in params["qkv"]) == bias
-    plain = {n: t for n, t in params.items() if not n.startswith("relative")}
-    np.testing.assert_allclose(
-        far.apply({"params": params}, x, (2, 3)),
-        none.apply({"params": plain}, x, (2, 3)),
-        rtol=1e-5,
-        atol=1e-6,
-    )
 
 
 def test_patches_are_read_row_by_row() -> None:
