@@ -15,55 +15,13 @@ from nasjax.core import architecture, cost
 from nasjax.core.architecture import Arch
 from nasjax.core.cost import Term
 from nasjax.core.errors import SpaceError, did_you_mean
+from nasjax.core.initial import draw, shapes_boxed
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
 from nasjax.core.space import SearchSpace
 from nasjax.core.superpose import ACTIVE, extract, masked, superpose
 
 STATISTICS = "batch_stats"
-
-
-def draw(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
-    """Draw the variables of ``module``, without boxes; see :func:`draw_boxed`."""
-    return nn.unbox(draw_boxed(module, rngs, input_shape, **options))
-
-
-def draw_boxed(module: nn.Module, rngs: Any, input_shape: Sequence[int], **options: Any) -> Any:
-    """Draw the variables of ``module``, in the boxes that name their axes.
-
-    Nothing but the initialisers is run, one by one: as one program, the hundreds of draws of a
-    DARTS network take XLA more than a minute to compile.
-
-    Args:
-      module: called as ``module(inputs, **options)``.
-      rngs: a key, or one for each kind of chance.
-      input_shape: shape of one input, without the batch.
-      **options: what else the module is called with.
-    """
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    return module.lazy_init(rngs, example, **options)
-
-
-def shapes_boxed(module: nn.Module, input_shape: Sequence[int], **options: Any) -> Any:
-    """Shapes of what :func:`draw_boxed` draws, worked out once for modules that are equal.
-
-    Args:
-      module: called as ``module(inputs, **options)``.
-      input_shape: shape of one input, without the batch.
-      **options: what else the module is called with.
-    """
-    try:
-        hash(module)
-    except TypeError:  # Flax compares modules by their attributes, of which one is mutable
-        return _shapes_boxed.__wrapped__(module, tuple(input_shape), **options)
-    return _shapes_boxed(module, tuple(input_shape), **options)
-
-
-@functools.lru_cache(maxsize=64)  # tracing a network of cells takes seconds
-def _shapes_boxed(module: nn.Module, input_shape: tuple[int, ...], **options: Any) -> Any:
-    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    rngs = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-    return jax.eval_shape(functools.partial(module.init, **options), rngs, example)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ import flax.linen as nn
 import numpy as np
 from flax import traverse_util
 
-from nasjax.core.supernet import Supernet, shapes_boxed
+from nasjax.core.initial import shapes_boxed
+from nasjax.core.supernet import Supernet
 from nasjax.core.superpose import ACTIVE
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout

@@ -14,9 +14,10 @@ import flax.linen as nn
 import numpy as np
 
 from nasjax.core.architecture import Arch
+from nasjax.core.initial import shapes_boxed
 from nasjax.core.names import Tree
 from nasjax.core.space import SearchSpace
-from nasjax.core.supernet import Supernet, shapes_boxed
+from nasjax.core.supernet import Supernet
 from nasjax.interop.errors import WeightsError
 from nasjax.interop.layout import Layout
 from nasjax.interop.tables import (

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from nasjax.core import architecture
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import ArchitectureError
+from nasjax.core.initial import draw
 from nasjax.core.space import SearchSpace
-from nasjax.core.supernet import Supernet, draw
+from nasjax.core.supernet import Supernet
 from nasjax.search.errors import SearchError
 from nasjax.version import __version__
 

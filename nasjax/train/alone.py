@@ -19,8 +19,9 @@ from nasjax.core import architecture
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.errors import NasjaxError
+from nasjax.core.initial import draw
 from nasjax.core.program import Program
-from nasjax.core.supernet import STATISTICS, Supernet, draw
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import phases
 from nasjax.train.losses import cross_entropy
 from nasjax.train.rng import stream

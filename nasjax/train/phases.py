@@ -18,8 +18,9 @@ import optax
 from nasjax import data, relax
 from nasjax.core import mixture as mixtures
 from nasjax.core.errors import NasjaxError
+from nasjax.core.initial import draw_boxed
 from nasjax.core.names import axis_names
-from nasjax.core.supernet import STATISTICS, Supernet, draw_boxed
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.train import loop, optim, sharding, steps
 from nasjax.train import state as states
 from nasjax.train.metrics import plain

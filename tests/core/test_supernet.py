@@ -16,7 +16,7 @@ from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError, SpaceError, did_you_mean
 from nasjax.core.mixture import one_hot, uniform
 from nasjax.core.space import Choice, SearchSpace
-from nasjax.core.supernet import Supernet, shapes_boxed
+from nasjax.core.supernet import Supernet
 
 HOUSE = pathlib.Path(nasjax.__file__).parent
 OUTSIDE = {"width": 3, "hidden": [5]}
@@ -146,24 +146,3 @@ def test_dependencies_run_one_way(folder: str, allowed: tuple[str, ...]) -> None
 
 def test_relaxations_need_only_the_core() -> None:
     assert {name.split(".")[1] for name in imports(HOUSE / "relax.py")} == {"core"}
-
-
-class Repeated(nn.Module):
-    widths: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        for width in self.widths:
-            x = nn.Dense(width)(x)
-        return x
-
-
-def test_shapes_of_equal_modules_are_worked_out_once() -> None:
-    once, again = (shapes_boxed(Repeated((4, 3)), (2,)) for _ in range(2))
-    assert once is again
-    assert once["params"]["Dense_0"]["kernel"].shape == (2, 4)
-    assert shapes_boxed(Repeated((4, 3)), (5,))["params"]["Dense_0"]["kernel"].shape == (5, 4)
-    varying = Repeated(np.array([4, 3]))  # has no hash, and need not stay as it is
-    assert shapes_boxed(varying, (2,))["params"]["Dense_1"]["kernel"].shape == (4, 3)
-    varying.widths[1] = 6
-    assert shapes_boxed(varying, (2,))["params"]["Dense_1"]["kernel"].shape == (4, 6)

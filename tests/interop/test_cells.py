@@ -9,7 +9,7 @@ import pytest
 
 from nasjax import interop, spaces
 from nasjax.core.errors import ArchitectureError
-from nasjax.core.supernet import shapes_boxed
+from nasjax.core.initial import shapes_boxed
 from nasjax.interop import WeightsError, cells
 from nasjax.spaces.autoformer import quickstart
 

@@ -14,7 +14,8 @@ from nasjax import Choice, SearchSpace, spaces
 from nasjax.core import architecture
 from nasjax.core.cost import Term
 from nasjax.core.errors import ArchitectureError
-from nasjax.core.supernet import Supernet, draw
+from nasjax.core.initial import draw
+from nasjax.core.supernet import Supernet
 from nasjax.search import latency, latency_predictor
 from nasjax.search.errors import SearchError
 from nasjax.search.latency import (

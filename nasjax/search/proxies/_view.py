@@ -17,10 +17,11 @@ from flax import traverse_util
 from nasjax.core import mixture as mixtures
 from nasjax.core.architecture import Arch
 from nasjax.core.expect import mask_factors
+from nasjax.core.initial import shapes_boxed
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Leaf, Tree, axis_names, leaves
 from nasjax.core.space import SearchSpace
-from nasjax.core.supernet import STATISTICS, Supernet, shapes_boxed
+from nasjax.core.supernet import STATISTICS, Supernet
 from nasjax.core.superpose import ACTIVE, unrolled
 from nasjax.search.errors import SearchError
 from nasjax.train.calibrate import without_dropout
