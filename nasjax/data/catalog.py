@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -76,21 +77,33 @@ def _fewer(dataset: Dataset, count: int) -> Dataset:
 
 def load_digits(_: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Dataset:
     """scikit-learn's digits; the test part is always the same, whatever the seed of a run."""
-    datasets = require("sklearn.datasets", "The dataset 'digits'", "nasjax[digits]")
-    digits = datasets.load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    images, labels = _read_digits()
+    images = np.round(images * (255 / 16)).astype(np.uint8)[..., None]
     # RandomState, because numpy promises that its stream never changes; default_rng's may.
     rng = np.random.RandomState(0)
-    test, train = stratified_indices(digits.target, _DIGITS_TEST, rng)
+    test, train = stratified_indices(labels, _DIGITS_TEST, rng)
     return from_arrays(
         images[train],
-        digits.target[train],
+        labels[train],
         images[test],
-        digits.target[test],
+        labels[test],
         name="digits",
         mean=mean,
         std=std,
     )
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images ``(1797, 8, 8)`` with values from 0 to 16, and labels."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        file = Path(folder, "datasets", "data", "digits.csv.gz")
+        if file.is_file():  # its own loader would import the package, which takes seconds
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    datasets = require("sklearn.datasets", "The dataset 'digits'", "nasjax[digits]")
+    digits = datasets.load_digits()
+    return digits.images, digits.target
 
 
 def load_npz(path: str, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Dataset:

@@ -78,7 +78,8 @@ class Recipe:
     def learning_rate(self, steps_per_epoch: int) -> Callable[[State], dict[str, float]]:
         """The learning rate of a state's last step, for the log."""
         schedule = self.resolved(steps_per_epoch).schedule(self.steps(steps_per_epoch))
-        return lambda state: {"learning_rate": float(schedule(state.step - 1))}
+        rate = jax.jit(lambda step: schedule(step - 1))  # one program instead of many
+        return lambda state: {"learning_rate": float(rate(state.step))}
 
     def steps(self, steps_per_epoch: int) -> int:
         """Length of the training in steps."""

@@ -1,7 +1,7 @@
 """Datasets by name: digits, arrays in a file, and unknown names."""
 
 import hashlib
-import importlib
+import importlib.util
 import pathlib
 
 import numpy as np
@@ -92,6 +92,15 @@ def test_missing_package_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 
     monkeypatch.setattr(importlib, "import_module", without)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     message = r"^The dataset 'digits' needs .* sklearn, .*: run pip install \"nasjax\[digits\]\"\.$"
     with pytest.raises(DataError, match=message):
         load("digits")
+
+
+def test_digits_are_those_of_scikit_learns_loader(monkeypatch):
+    by_file = load("digits").train
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)  # as if its files had moved
+    by_loader = load("digits").train
+    np.testing.assert_array_equal(by_loader.images, by_file.images)
+    np.testing.assert_array_equal(by_loader.labels, by_file.labels)

@@ -15,6 +15,7 @@ def get_config():
     config.search.recipe.epochs = 3.0
     config.search.recipe.batch_size = 16
     config.search.alphas.learning_rate = 0.1
+    config.search.alphas_from_epoch = 0.0  # one program instead of two
     config.retrain.epochs = config.finetune.epochs = 1.0
     config.retrain.batch_size = config.finetune.batch_size = 32
     config.compare.samples = 1
