@@ -63,7 +63,7 @@ def _traced(
     options: Mapping[str, Any],
 ) -> tuple[jex.ClosedJaxpr, Any]:
     """The draws of ``module`` as a function of the keys in the order of ``kinds``, and shapes."""
-    arguments = module, input_shape, kinds
+    arguments = module, input_shape, kinds, jnp.result_type(float)
     try:
         hash(module)
     except TypeError:  # Flax compares modules by their attributes, of which one is mutable
@@ -76,8 +76,10 @@ def _trace(
     module: nn.Module,
     input_shape: tuple[int, ...],
     kinds: tuple[tuple[str, tuple[int, ...], Any], ...],
+    precision: Any,
     **options: Any,
 ) -> tuple[jex.ClosedJaxpr, Any]:
+    del precision  # a trace without float64 must not serve where it is enabled
     keys = {kind: jax.ShapeDtypeStruct(shape, dtype) for kind, shape, dtype in kinds}
     example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     init = functools.partial(module.init, **options)

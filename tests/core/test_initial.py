@@ -38,6 +38,14 @@ class Centred(nn.Module):
         return x - self.param("centre", lambda _: jnp.mean(x))
 
 
+class Free(nn.Module):
+    """Its scale has the precision that JAX is set to."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.param("scale", lambda key: jax.random.normal(key, (2,)))
+
+
 def test_shapes_of_equal_modules_are_worked_out_once() -> None:
     once, again = (shapes_boxed(Repeated((4, 3)), (2,)) for _ in range(2))
     assert once is again
@@ -57,6 +65,13 @@ def test_shapes_and_draws_take_one_trace(key: jax.Array) -> None:
         draw(Repeated((7, 2)), jax.random.fold_in(key, seed), (2,))
     assert TRACED == [(7, 2)]
     assert set(draw(module, key, (2,), train=True)) == {"params", "batch_stats"}
+
+
+def test_a_trace_without_float64_does_not_serve_where_it_is_enabled(key: jax.Array) -> None:
+    module = Free()
+    for enabled, dtype in ((False, np.float32), (True, np.float64)):
+        with jax.enable_x64(enabled):
+            assert draw(module, key, (2,))["params"]["scale"].dtype == dtype
 
 
 SIZES: dict[str, Any] = {"num_classes": 5, "depth": 2, "patch_size": 2, "head_dim": 2, "reach": 2}
