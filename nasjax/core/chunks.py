@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 
 from nasjax.core.architecture import Arch
-from nasjax.core.supernet import Supernet
 
 logger = logging.getLogger(__name__)
 
@@ -22,25 +21,25 @@ class Chunked(Protocol):
 
 def in_chunks(
     owner: Chunked,
-    supernet: Supernet,
     archs: Sequence[Arch],
     run: Callable[[Sequence[Arch]], Sequence[Any]],
+    alike: Callable[[Arch], Hashable],
     devices: int = 1,
 ) -> Iterator[tuple[Arch, Any]]:
-    """Yield each architecture with its result, in order within equal static options.
+    """Yield each architecture with its result, in order within those that are alike.
 
     Where memory does not suffice, ``owner.chunk`` is halved and the chunk is run again.
 
     Args:
       owner: whose ``chunk`` it is.
-      supernet: of the architectures.
       archs: in any order.
-      run: results of at most ``chunk * devices`` architectures with equal static options.
+      run: results of at most ``chunk * devices`` architectures that are alike.
+      alike: what they have in common: static options.
       devices: that run chunks at the same time.
     """
-    groups: dict[tuple[Any, ...], list[Arch]] = {}
+    groups: dict[Hashable, list[Arch]] = {}
     for arch in archs:
-        groups.setdefault(supernet.static(arch), []).append(arch)
+        groups.setdefault(alike(arch), []).append(arch)
     for group in groups.values():
         start = 0
         while start < len(group):

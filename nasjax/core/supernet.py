@@ -18,8 +18,8 @@ from nasjax.core.errors import SpaceError, did_you_mean
 from nasjax.core.initial import draw, shapes_boxed
 from nasjax.core.mixture import Mixture
 from nasjax.core.names import Tree, axis_names, leaves, name_axes
-from nasjax.core.space import SearchSpace
-from nasjax.core.superpose import ACTIVE, extract, masked, superpose
+from nasjax.core.space import Option, SearchSpace
+from nasjax.core.superpose import ACTIVE, extract, masked, narrow, superpose
 
 STATISTICS = "batch_stats"
 
@@ -47,6 +47,8 @@ class Supernet:
       columns: how tables of this space know an architecture: values of their columns.
       variant: the maximal module for the static choices of an architecture, where the space has
         some; it reads the same parameters as ``module``.
+      narrowed: by choice of the whole network, the super-network of the architectures with one of
+        its options: equal but for its shapes, see :meth:`narrow`.
       lazy: whether training leaves the products of superposition to the module, as it reads its
         parameters; False for modules that get them otherwise than by ``self.param``, from
         ``self.variables`` or through ``nn.map_variables`` (``nn.WeightNorm``) [True].
@@ -65,6 +67,7 @@ class Supernet:
     nodes: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     columns: Mapping[str, Callable[[Arch], Any]] = field(default_factory=dict)
     variant: Callable[[Arch], nn.Module] | None = None
+    narrowed: Mapping[str, Callable[[Option], Supernet]] = field(default_factory=dict)
     lazy: bool = True
 
     def __post_init__(self) -> None:
@@ -130,6 +133,14 @@ class Supernet:
     def extract(self, variables: Tree, arch: Arch) -> dict[str, Any]:
         """Variables of ``network(arch)``; see :func:`extract`."""
         return extract(self.space, self.names, variables, arch)
+
+    def narrow(self, variables: Tree, choice: str, option: Option) -> tuple[Supernet, Tree]:
+        """The super-network of the architectures with ``option`` of ``choice``, and its variables.
+
+        Its sub-networks are the same ones; at maximal shapes they cost less there.
+        """
+        smaller = self.narrowed[choice](option)
+        return smaller, narrow(self.space, self.names, variables, smaller.space)
 
     def static(self, arch: Arch) -> tuple[Any, ...]:
         """The options that ``arch`` takes of the static choices: each has a program of its own."""

@@ -219,6 +219,26 @@ def extract(space: SearchSpace, names: Tree, variables: Tree, arch: Arch) -> dic
     return traverse_util.unflatten_dict(small)
 
 
+def narrow(
+    space: SearchSpace, names: Tree, variables: Tree, smaller: SearchSpace
+) -> dict[str, Any]:
+    """Cut maximal arrays of ``space`` to those of ``smaller``, which has fewer of its options.
+
+    Args:
+      space: the search space.
+      names: axis names of ``variables``.
+      variables: maximal arrays.
+      smaller: the same space with shorter axes, and as many layers.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    for leaf in leaves(space, names, variables):
+        for dim, axis in enumerate(leaf.axes, leaf.scanned):
+            if axis is not None and smaller.axis_size(axis) < space.axis_size(axis):
+                keep = space.axis(axis).take(smaller.axis_size(axis), space.axis_size(axis))
+                flat[leaf.path] = _kept(flat[leaf.path], keep, dim)
+    return traverse_util.unflatten_dict(flat)
+
+
 def unrolled(path: tuple[str, ...], stack: str, layer: int) -> tuple[str, ...]:
     """Path of layer ``layer``'s own copy of an array of scanned layers.
 
@@ -241,8 +261,12 @@ def _cut(
         if axis is None or axis in space.stacks:
             continue
         keep = space.positions(axis, architecture.values(space, axis, arch, layer), layer)
-        if keep.size and np.array_equal(keep, np.arange(keep[0], keep[0] + keep.size)):
-            value = jax.lax.slice_in_dim(value, int(keep[0]), int(keep[-1]) + 1, axis=dim)
-        else:
-            value = jnp.take(value, keep, axis=dim)
+        value = _kept(value, keep, dim)
     return value
+
+
+def _kept(value: jax.Array, keep: np.ndarray, dim: int) -> jax.Array:
+    """The entries ``keep`` of dimension ``dim``."""
+    if keep.size and np.array_equal(keep, np.arange(keep[0], keep[0] + keep.size)):
+        return jax.lax.slice_in_dim(value, int(keep[0]), int(keep[-1]) + 1, axis=dim)
+    return jnp.take(value, keep, axis=dim)

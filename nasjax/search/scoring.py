@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -17,8 +18,11 @@ from nasjax.core.architecture import Arch
 from nasjax.core.chunks import in_chunks
 from nasjax.core.errors import NasjaxError
 from nasjax.core.program import Program
+from nasjax.core.space import Option
 from nasjax.core.supernet import Supernet
 from nasjax.search.proxies import Count, Proxy
+
+_LARGE = 100e6  # multiply-adds
 
 
 class Scorer:
@@ -35,6 +39,10 @@ class Scorer:
       mesh: the devices [the first one alone].
       chunk: architectures that a device scores at once, by ``vmap``; halved where memory does not
         suffice. None for 1 on a CPU and 32 elsewhere.
+      narrow: whether networks of one width (what ``supernet.narrowed`` knows) are scored together
+        at that width, and not masked at the largest: that is less work, in a program that has a
+        branch for each width. None where the largest network has 100 million multiply-adds an
+        input or more, below which a branch takes longer to compile than it saves.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class Scorer:
         batch: Mapping[str, Any],
         mesh: Mesh | None = None,
         chunk: int | None = None,
+        narrow: bool | None = None,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise NasjaxError(
@@ -57,6 +66,9 @@ class Scorer:
         self._variables = jax.device_put({"params": variables["params"]}, everywhere)
         self._batch = jax.device_put(dict(batch), everywhere)
         self.chunk = chunk or (1 if jax.default_backend() == "cpu" else 32)
+        if narrow is None:
+            narrow = bool(supernet.narrowed) and is_large(supernet)
+        self._width = next(iter(supernet.narrowed), None) if narrow else None
         self._programs: dict[Any, Program] = {}
         self._prepared: dict[Any, Proxy] = {}
 
@@ -69,13 +81,20 @@ class Scorer:
         return found
 
     def population(self, archs: Sequence[Arch]) -> Iterator[tuple[Arch, dict[str, float]]]:
-        """Yield ``(architecture, {proxy: score})``, in order within equal static options."""
+        """Yield ``(architecture, {proxy: score})``, in any order.
+
+        Devices wait for each other. Where each scores one network at a time, which then pays for
+        its own layers alone, those of a size are scored together.
+        """
+        devices = self._mesh.shape["data"]
+        if self.chunk == 1 and devices > 1:
+            archs = sorted(archs, key=functools.partial(self._supernet.count, "params"))
 
         def run(part: Sequence[Arch]) -> list[dict[str, float]]:
             scores = {name: self._scores(name, part) for name in self._proxies}
             return [{name: each[i] for name, each in scores.items()} for i in range(len(part))]
 
-        return in_chunks(self, self._supernet, archs, run, self._mesh.shape["data"])
+        return in_chunks(self, archs, run, self._alike, devices)
 
     def scores(self, archs: Sequence[Arch]) -> dict[str, list[float]]:
         """The scores of ``archs`` by proxy, in their order."""
@@ -84,17 +103,30 @@ class Scorer:
         every = [found[architecture.code(space, arch)] for arch in archs]
         return {name: [scores[name] for scores in every] for name in self._proxies}
 
+    def _alike(self, arch: Arch) -> tuple[Any, ...]:
+        """What architectures need to have in common to be scored at once on a device."""
+        static = self._supernet.static(arch)
+        return static if self.chunk == 1 else (*static, self._option(arch))
+
+    def _option(self, arch: Arch) -> int:
+        """Which of the branches scores ``arch``."""
+        if self._width is None:
+            return 0
+        return self._supernet.space.choice(self._width).options.index(arch[self._width])
+
     def _scores(self, name: str, archs: Sequence[Arch]) -> list[float]:
-        """Scores of at most a chunk for each device, with equal static options."""
+        """Scores of at most a chunk for each device, in each of which all are alike."""
         proxy, supernet = self._proxies[name], self._supernet
         if isinstance(proxy, Count):  # exact, and no work for a device
             return [proxy(supernet, None, arch, {})[0] for arch in archs]
         size = self.chunk * self._mesh.shape["data"]
-        codes = [architecture.encode(supernet.space, arch) for arch in archs]
-        vectors = np.stack(codes + [codes[-1]] * (size - len(codes)))
+        filled = [*archs, *[archs[-1]] * (size - len(archs))]
+        vectors = np.stack([architecture.encode(supernet.space, arch) for arch in filled])
+        branches = np.array([self._option(arch) for arch in filled[:: self.chunk]], np.int32)
         place = NamedSharding(self._mesh, PartitionSpec("data"))
         program = self._program(name, archs[0])
-        totals = program(self._variables, jax.device_put(vectors, place), self._batch)
+        given = jax.device_put((branches, vectors), place)
+        totals = program(self._variables, *given, self._batch)
         return np.asarray(totals, float)[: len(archs)].tolist()
 
     def _program(self, name: str, arch: Arch) -> Program:
@@ -112,23 +144,47 @@ class Scorer:
             if (name, static) not in self._prepared:
                 self._prepared[name, static] = proxy.prepared(supernet, self._variables, arch)
             proxy = self._prepared[name, static]
+        options: tuple[Option | None, ...] = (None,)
+        if self._width is not None and not hasattr(self._proxies[name], "prepared"):
+            options = supernet.space.choice(self._width).options
+        branches = [self._branch(supernet, proxy, option) for option in options]
+
+        def scores(variables: Any, branch: jax.Array, vectors: jax.Array, batch: Any) -> jax.Array:
+            return jax.lax.switch(branch[0], branches, variables, vectors, batch)
+
         one_device, many = PartitionSpec(), PartitionSpec("data")
-
-        def score(variables: Any, batch: Any, vector: jax.Array) -> jax.Array:
-            mixture = mixtures.one_hot_vector(supernet.space, vector)
-            return proxy(supernet, variables, mixture, batch)[0]
-
-        def scores(variables: Any, vectors: jax.Array, batch: Any) -> jax.Array:
-            one = functools.partial(score, variables, batch)
-            # Without vmap, a network pays for its own layers alone.
-            return jax.lax.map(one, vectors) if self.chunk == 1 else jax.vmap(one)(vectors)
-
         return Program(
             jax.shard_map(
                 scores,
                 mesh=self._mesh,
-                in_specs=(one_device, many, one_device),
+                in_specs=(one_device, many, many, one_device),
                 out_specs=many,
                 check_vma=False,
             )
         )
+
+    def _branch(
+        self, supernet: Supernet, proxy: Proxy, width: Option | None
+    ) -> Callable[[Any, jax.Array, Any], jax.Array]:
+        """What scores a device's architectures of this width; None for any, masked."""
+
+        def scores(variables: Any, vectors: jax.Array, batch: Any) -> jax.Array:
+            net, choice = supernet, self._width
+            if choice is not None and width is not None:
+                net, variables = supernet.narrow(variables, choice, width)
+
+            def one(vector: jax.Array) -> jax.Array:
+                mixture = mixtures.one_hot_vector(supernet.space, vector)
+                if choice is not None and width is not None:
+                    mixture[choice] = jnp.ones(1)  # its only option
+                return proxy(net, variables, mixture, batch)[0]
+
+            # Without vmap, a network pays for its own layers alone.
+            return jax.lax.map(one, vectors) if self.chunk == 1 else jax.vmap(one)(vectors)
+
+        return scores
+
+
+def is_large(supernet: Supernet) -> bool:
+    """Whether the largest network has so much work that compiling more programs pays."""
+    return supernet.count("flops", architecture.largest(supernet.space)) >= _LARGE

@@ -237,7 +237,7 @@ def vision_transformer(
             mlp_dim=tuple(int(arch["embed_dim"] * r) for r in arch["mlp_ratio"]),
             patch_size=patch_size,
             reach=reach,
-            dropout=dropout * arch["embed_dim"] / widest,
+            dropout=dropout * (arch["embed_dim"] / widest),
             drop_path=rates[: arch["depth"]],
             **{**sizes, **fields},
         )
@@ -257,6 +257,23 @@ def vision_transformer(
         drop_path=rates,
         **fields,
     )
+
+    def of_width(embed_dim: Any) -> Supernet:
+        return vision_transformer(
+            {**options, "embed_dim": (embed_dim,)},
+            title=title,
+            image_size=image_size,
+            patch_size=patch_size,
+            num_classes=num_classes,
+            channels=channels,
+            head_dim=head_dim,
+            fixed_qkv=fixed_qkv,
+            reach=reach,
+            dropout=dropout * (embed_dim / widest),
+            drop_path=drop_path,
+            **fields,
+        )
+
     grid = (height // patch_size, width // patch_size)
     patches = grid[0] * grid[1]
     pixels = channels * patch_size**2
@@ -274,6 +291,7 @@ def vision_transformer(
         (height, width, channels),
         costs=costs,
         published=published or {},
+        narrowed={"embed_dim": of_width} if len(options["embed_dim"]) > 1 else {},
     )
 
 

@@ -30,14 +30,16 @@ def in_parts(
         # Every parts-th example, so that a batch spread over devices stays where it is.
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def one(number: Any, part: Any) -> Any:
+    # Traced once, for the shapes of its result and for the loop.
+    @jax.jit
+    def one(number: jax.Array, part: Any) -> Any:
         return gradient(part, jax.random.fold_in(key, number))
 
     def add(total: Any, given: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, one(*given)), None
 
-    split_up = jax.tree.map(split, examples)
-    first = one(0, jax.tree.map(lambda x: x[0], split_up))
-    rest = (jnp.arange(1, parts), jax.tree.map(lambda x: x[1:], split_up))
-    total, _ = jax.lax.scan(add, first, rest)
+    numbered = (jnp.arange(parts), jax.tree.map(split, examples))
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], numbered))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, numbered)
     return jax.tree.map(lambda x: x / parts, total)

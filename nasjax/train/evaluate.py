@@ -120,7 +120,7 @@ class Evaluator:
             sides = [self._chunked(s, weights, part) for s in (supernet, *others)]
             return np.mean(sides, axis=0).tolist()
 
-        return in_chunks(self, supernet, archs, run)
+        return in_chunks(self, archs, run, supernet.static)
 
     def _chunked(
         self, supernet: Supernet, weights: Mapping[str, Any], archs: Sequence[Arch]

@@ -15,7 +15,7 @@ from nasjax.core import architecture
 from nasjax.core.mixture import one_hot
 from nasjax.core.program import Program
 from nasjax.core.supernet import Supernet
-from nasjax.search import SearchError, proxies
+from nasjax.search import SearchError, proxies, scoring
 from nasjax.search.proxies.nuclear import by_polar_factor, by_singular_values
 from nasjax.search.scoring import Scorer
 from nasjax.train.sharding import make_mesh
@@ -239,19 +239,25 @@ def test_saliency_is_the_same_in_parts_of_a_batch(name: str, monkeypatch: Any) -
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-4), in_parts, score())
 
 
-def test_scores_depend_on_neither_chunks_nor_devices() -> None:
+def test_scores_depend_on_neither_chunks_nor_devices_nor_widths() -> None:
     net, variables = made("transformer")
     wanted = archs(net, 7)
     used = {n: EVERY[n] for n in ("dss", "naswot")} | {"params": proxies.proxy("params")}
     found = []
-    for mesh, chunk in ((None, 4), (make_mesh(), 1)):
-        scorer = Scorer(net, variables, used, batch(), mesh, chunk)
+    for mesh, chunk, narrow in ((None, 4, None), (make_mesh(), 1, True), (None, 3, True)):
+        scorer = Scorer(net, variables, used, batch(), mesh, chunk, narrow)
         found.append(scorer.scores(wanted))
         assert set(scorer.compiles.values()) == {0, 1} and not scorer.compiles["params"]
     for name in used:
         for other in found[1:]:
             np.testing.assert_allclose(other[name], found[0][name], rtol=1e-4)
     assert found[0]["params"] == [net.count("params", arch) for arch in wanted]
+
+
+def test_large_networks_are_scored_at_their_own_width() -> None:
+    large = spaces.make("autoformer", variant="T")
+    assert scoring.is_large(large) and not scoring.is_large(transformer())
+    assert list(large.narrowed) == ["embed_dim"]
 
 
 def test_counts_are_baselines() -> None:

@@ -171,6 +171,25 @@ def test_gradients_of_the_weights_are_those_of_the_extracted_network() -> None:
     np.testing.assert_allclose(sums[0], sums[1], rtol=1e-6)
 
 
+def test_a_narrowed_super_network_has_the_same_sub_networks() -> None:
+    net = small(dropout=0.2, drop_path=0.3)
+    variables = randomised(net)
+    for width in SMALL["embed_dim"]:
+        smaller, own = net.narrow(variables, "embed_dim", width)
+        assert smaller.space.axis_size("embed") == width and not smaller.narrowed
+        assert jax.tree.map(jnp.shape, own["params"]) == jax.tree.map(
+            lambda s: s.shape, smaller.shapes["params"]
+        )
+        for key in jax.random.split(jax.random.key(width), 4):
+            arch = {**architecture.sample(net.space, key), "embed_dim": width}
+            assert smaller.network(arch) == net.network(arch)
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                smaller.extract(own, arch),
+                net.extract(variables, arch),
+            )
+
+
 def test_extracted_trees_are_those_that_the_network_makes_itself() -> None:
     net = small()
     for seed in range(3):

@@ -13,7 +13,7 @@ from nasjax.search.proxies._view import Batch, Flat, Model, View, view
 from nasjax.train.accumulate import in_parts
 from nasjax.train.losses import cross_entropy
 
-_TOGETHER = 8  # images
+_TOGETHER = 4  # images
 
 Scored = tuple[jax.Array, dict[str, jax.Array]]
 
