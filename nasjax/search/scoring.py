@@ -136,18 +136,10 @@ class Scorer:
         return self._programs[at]
 
     def _compiled(self, name: str, arch: Arch) -> Program:
-        # The static options of this program are those of its module.
-        static = self._supernet.static(arch)
-        supernet = dataclasses.replace(self._supernet, module=self._supernet.maximal(arch))
-        proxy = self._proxies[name]
-        if hasattr(proxy, "prepared"):  # once, whatever the chunk
-            if (name, static) not in self._prepared:
-                self._prepared[name, static] = proxy.prepared(supernet, self._variables, arch)
-            proxy = self._prepared[name, static]
-        options: tuple[Option | None, ...] = (None,)
-        if self._width is not None and not hasattr(self._proxies[name], "prepared"):
-            options = supernet.space.choice(self._width).options
-        branches = [self._branch(supernet, proxy, option) for option in options]
+        widths: tuple[Option | None, ...] = (None,)
+        if self._width is not None:
+            widths = self._supernet.space.choice(self._width).options
+        branches = [self._branch(name, arch, width) for width in widths]
 
         def scores(variables: Any, branch: jax.Array, vectors: jax.Array, batch: Any) -> jax.Array:
             return jax.lax.switch(branch[0], branches, variables, vectors, batch)
@@ -164,18 +156,35 @@ class Scorer:
         )
 
     def _branch(
-        self, supernet: Supernet, proxy: Proxy, width: Option | None
+        self, name: str, arch: Arch, width: Option | None
     ) -> Callable[[Any, jax.Array, Any], jax.Array]:
-        """What scores a device's architectures of this width; None for any, masked."""
+        """What scores a device's architectures of this width; None for any, masked.
+
+        All have the static options of ``arch``.
+        """
+        # The static options of this program are those of its module.
+        static, choice = self._supernet.static(arch), self._width
+        supernet = dataclasses.replace(self._supernet, module=self._supernet.maximal(arch))
+
+        def own(variables: Any) -> tuple[Supernet, Any]:
+            if choice is None or width is None:
+                return supernet, variables
+            return supernet.narrow(variables, choice, width)
+
+        proxy = self._proxies[name]
+        if hasattr(proxy, "prepared"):  # once, whatever the chunk
+            if (name, static, width) not in self._prepared:
+                alike = arch if choice is None else {**arch, choice: width}
+                prepared = proxy.prepared(*own(self._variables), alike)
+                self._prepared[name, static, width] = prepared
+            proxy = self._prepared[name, static, width]
 
         def scores(variables: Any, vectors: jax.Array, batch: Any) -> jax.Array:
-            net, choice = supernet, self._width
-            if choice is not None and width is not None:
-                net, variables = supernet.narrow(variables, choice, width)
+            net, variables = own(variables)
 
             def one(vector: jax.Array) -> jax.Array:
                 mixture = mixtures.one_hot_vector(supernet.space, vector)
-                if choice is not None and width is not None:
+                if choice is not None:
                     mixture[choice] = jnp.ones(1)  # its only option
                 return proxy(net, variables, mixture, batch)[0]
 
