@@ -138,7 +138,20 @@ class Supernet:
         """The super-network of the architectures with ``option`` of ``choice``, and its variables.
 
         Its sub-networks are the same ones; at maximal shapes they cost less there.
+
+        Raises:
+          SpaceError: if the space cannot be narrowed by ``choice``, or has no such option.
         """
+        if choice not in self.narrowed:
+            raise SpaceError(
+                f"space {self.space.name!r} cannot be narrowed by {choice!r}; "
+                f"{did_you_mean(choice, self.narrowed)}"
+            )
+        if option not in self.space.choice(choice).options:
+            raise SpaceError(
+                f"{option!r} is no option of {choice!r}; one of "
+                f"{self.space.choice(choice).options} was expected."
+            )
         smaller = self.narrowed[choice](option)
         return smaller, narrow(self.space, self.names, variables, smaller.space)
 

@@ -190,6 +190,16 @@ def test_a_narrowed_super_network_has_the_same_sub_networks() -> None:
             )
 
 
+def test_a_space_is_narrowed_by_its_own_options_alone() -> None:
+    net = small()
+    with pytest.raises(SpaceError, match="cannot be narrowed by 'embed'; did you mean 'embed_dim'"):
+        net.narrow({}, "embed", 6)
+    with pytest.raises(SpaceError, match="7 is no option of 'embed_dim'; one of"):
+        net.narrow({}, "embed_dim", 7)
+    with pytest.raises(SpaceError, match="cannot be narrowed by 'depth'"):
+        net.narrow({}, "depth", 2)
+
+
 def test_extracted_trees_are_those_that_the_network_makes_itself() -> None:
     net = small()
     for seed in range(3):
