@@ -41,8 +41,8 @@ class Scorer:
         suffice. None for 1 on a CPU and 32 elsewhere.
       narrow: whether networks of one width (what ``supernet.narrowed`` knows) are scored together
         at that width, and not masked at the largest: that is less work, in a program that has a
-        branch for each width. None where the largest network has 100 million multiply-adds an
-        input or more, below which a branch takes longer to compile than it saves.
+        branch for each width. Each has to be compiled, so None is for spaces whose largest
+        network has 100 million multiply-adds an input or more.
     """
 
     def __init__(
@@ -139,7 +139,9 @@ class Scorer:
         widths: tuple[Option | None, ...] = (None,)
         if self._width is not None:
             widths = self._supernet.space.choice(self._width).options
-        branches = [self._branch(name, arch, width) for width in widths]
+        # The static options of this program are those of its module.
+        supernet = dataclasses.replace(self._supernet, module=self._supernet.maximal(arch))
+        branches = [self._branch(name, supernet, arch, width) for width in widths]
 
         def scores(variables: Any, branch: jax.Array, vectors: jax.Array, batch: Any) -> jax.Array:
             return jax.lax.switch(branch[0], branches, variables, vectors, batch)
@@ -156,15 +158,13 @@ class Scorer:
         )
 
     def _branch(
-        self, name: str, arch: Arch, width: Option | None
+        self, name: str, supernet: Supernet, arch: Arch, width: Option | None
     ) -> Callable[[Any, jax.Array, Any], jax.Array]:
         """What scores a device's architectures of this width; None for any, masked.
 
         All have the static options of ``arch``.
         """
-        # The static options of this program are those of its module.
-        static, choice = self._supernet.static(arch), self._width
-        supernet = dataclasses.replace(self._supernet, module=self._supernet.maximal(arch))
+        static, choice = supernet.static(arch), self._width
 
         def own(variables: Any) -> tuple[Supernet, Any]:
             if choice is None or width is None:
@@ -195,5 +195,7 @@ class Scorer:
 
 
 def is_large(supernet: Supernet) -> bool:
-    """Whether the largest network has so much work that compiling more programs pays."""
+    """Whether the largest network has 100 million multiply-adds an input, if they are counted."""
+    if "flops" not in supernet.costs:
+        return False
     return supernet.count("flops", architecture.largest(supernet.space)) >= _LARGE

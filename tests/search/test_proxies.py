@@ -1,5 +1,6 @@
 """Proxies: the same through a masked super-network and its extracted network, and as defined."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -258,6 +259,7 @@ def test_large_networks_are_scored_at_their_own_width() -> None:
     large = spaces.make("autoformer", variant="T")
     assert scoring.is_large(large) and not scoring.is_large(transformer())
     assert list(large.narrowed) == ["embed_dim"]
+    assert not scoring.is_large(dataclasses.replace(large, costs={}))
 
 
 def test_counts_are_baselines() -> None:
