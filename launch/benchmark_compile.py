@@ -19,7 +19,7 @@ from nasjax import report, spaces
 from nasjax.models.vit import VisionTransformer
 from nasjax.train import sharding
 
-REMAT = ("none", "dots", "full")  # policies: values of ``space.remat``
+REMAT = ("none", "maps", "dots", "full")  # policies: values of ``space.remat``
 
 
 def compilation(options: argparse.Namespace) -> dict[str, Any]:
@@ -102,10 +102,11 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     and R places of relative positions, numbers of s bytes:
 
     ``full``: the block's input, ``s E``. ``dots``: besides it what dense layers and attention give,
-    ``s (2 E + 4 W + M)``. ``none``: input and result of both norms, queries, keys, values and what
-    is mixed of them, two arrays of the perceptron, a softmax in float32 and in the network's
-    precision: ``s (4 E + 4 W + 2 M + h R) + (4 + s) h N``; stochastic depth keeps
-    ``(2 s + 2) E`` more. What is not kept is there once, while its block is recomputed.
+    ``s (2 E + 4 W + M)``. ``maps``: besides them a softmax in float32, ``4 h N``. ``none``: input
+    and result of both norms, queries, keys, values and what is mixed of them, two arrays of the
+    perceptron, a softmax in float32 and in the network's precision:
+    ``s (4 E + 4 W + 2 M + h R) + (4 + s) h N``; stochastic depth keeps ``(2 s + 2) E`` more.
+    What is not kept is there once, while its block is recomputed.
 
     Args:
       bench: whose super-network it is.
@@ -126,9 +127,11 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     whole += (4 + size) * heads * tokens
     if any(module.drop_path):
         whole += (2 * size + 2) * embed
+    dots = size * (3 * embed + 4 * inner + hidden)
     kept = {
         "none": whole,
-        "dots": size * (3 * embed + 4 * inner + hidden),
+        "maps": dots + 4 * heads * tokens * bool(module.reach),  # JAX's own attention has no names
+        "dots": dots,
         "full": size * embed,
     }
     if remat not in kept:

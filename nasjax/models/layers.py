@@ -325,7 +325,7 @@ def active_statistics(
     return layer_norm(x, params["scale"], bias, active, module.epsilon).astype(dtype)
 
 
-_KEPT = "kept"
+_KEPT, _MAP = "kept", "map"
 
 
 def kept(x: jax.Array) -> jax.Array:
@@ -336,7 +336,26 @@ def kept(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _KEPT)
 
 
+def attention_map(logits: jax.Array) -> jax.Array:
+    """The softmax over the last axis, in float32 or more; ``"maps"`` keeps it."""
+    return _softmax(at_least_float32(logits)).astype(logits.dtype)
+
+
+@jax.custom_jvp
+def _softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits)
+
+
+@_softmax.defjvp
+def _softmax_derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # JAX's own, but for the name: what it reads in the backward pass has none from outside.
+    (logits,), (change,) = primals, tangents
+    weights = checkpoint_name(jax.nn.softmax(logits), _MAP)
+    return weights, weights * (change - jnp.sum(weights * change, -1, keepdims=True))
+
+
 REMAT: Mapping[str, Any] = {
+    "maps": jax.checkpoint_policies.save_only_these_names(_KEPT, _MAP),
     "dots": jax.checkpoint_policies.save_only_these_names(_KEPT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -348,7 +367,9 @@ def rematerialized(block: Any, remat: str, **options: Any) -> Any:
     Args:
       block: what is repeated over the layers.
       remat: ``"none"`` keeps all that the backward pass reads, ``"dots"`` the results of dense
-        layers and of attention and computes what is between them again, ``"full"`` only the input.
+        layers and of attention and computes what is between them again, ``"maps"`` the weights of
+        pairs of tokens besides (where they are from :func:`attention_map`), ``"full"`` only the
+        input.
       **options: of ``nn.remat``.
 
     Raises:
@@ -357,7 +378,7 @@ def rematerialized(block: Any, remat: str, **options: Any) -> Any:
     if remat == "none":
         return block
     if remat not in REMAT:
-        raise SpaceError(f'remat is {remat!r}; "none", "dots" or "full" was expected.')
+        raise SpaceError(f'remat is {remat!r}; "none", "maps", "dots" or "full" was expected.')
     return nn.remat(block, policy=REMAT[remat], prevent_cse=False, **options)
 
 

@@ -122,7 +122,7 @@ class NASViT(nn.Module):
       resolution: side that images are resized to; None to take them as they are.
       weighed: whether this is a super-network, whose layers are scanned.
       remat: what of a super-network's layers the backward pass computes again: ``"none"``,
-        ``"dots"`` (all but the results of dense layers and attention) or ``"full"``.
+        ``"maps"``, ``"dots"`` or ``"full"``, see :func:`~nasjax.models.layers.rematerialized`.
       init_std: of the transformer blocks' kernels; None for 1 / sqrt(inputs) [0.02].
       init_scale: initial entries of the scaling tables [1e-4].
       dtype: of the computation (None: that of the images).

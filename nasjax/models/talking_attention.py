@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from nasjax.core.precision import at_least_float32
 from nasjax.models.convolution import DepthwiseConv
 from nasjax.models.layers import (
     Dtype,
     LayerNorm,
     Linear,
+    attention_map,
     kept,
     kernel_initializer,
     named,
@@ -246,8 +246,7 @@ class TalkingAttention(nn.Module):
         present = _split(jnp.ones((1, height, width, 1), bool), grid)[:, :, None, None, :, 0]
         if height % grid[0] or width % grid[1]:
             logits = jnp.where(present, logits, jnp.finfo(logits.dtype).min)
-        weights = nn.softmax(at_least_float32(logits)).astype(logits.dtype)
-        weights = self._talk(weights, heads, "talk_after")
+        weights = self._talk(attention_map(logits), heads, "talk_after")
         mixed = jnp.einsum("bwhnm,bwmhd->bwnhd", weights, by_head(value))
         mixed = _join(mixed.reshape(*mixed.shape[:3], value_width), grid, height, width)
 

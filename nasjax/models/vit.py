@@ -122,8 +122,8 @@ class VisionTransformer(nn.Module):
       init_std: standard deviation of initial kernels, before they are truncated at twice that,
         0.02 as in AutoFormer; None scales it to 1 / sqrt(inputs), which narrow networks need to
         train in few epochs [0.02].
-      remat: what of each block is computed again in the backward pass: ``"none"``, ``"dots"`` (all
-        but the results of dense layers) or ``"full"`` [none].
+      remat: what of each block is computed again in the backward pass: ``"none"``, ``"maps"``,
+        ``"dots"`` or ``"full"``, see :func:`~nasjax.models.layers.rematerialized` [none].
       attention_backend: ``"xla"``, or ``"cudnn"`` for flash attention, see
         :func:`~nasjax.models.attention.attend` [xla].
       dtype: of the computation (None: float32).

@@ -191,7 +191,7 @@ class ViTAS(nn.Module):
       init_std: standard deviation of initial kernels; None for 1 / sqrt(inputs), which narrow
         networks need to train in few epochs [0.02].
       remat: what of a super-network's layers the backward pass computes again: ``"none"``,
-        ``"dots"`` (all but the results of dense layers and attention) or ``"full"``.
+        ``"maps"``, ``"dots"`` or ``"full"``, see :func:`~nasjax.models.layers.rematerialized`.
       attention_backend: ``"xla"``, or ``"cudnn"`` for flash attention, see
         :func:`~nasjax.models.attention.attend` [xla].
       dtype: of the computation (None: that of the images).

@@ -158,6 +158,8 @@ def test_kept_bytes_are_those_of_the_activations():
     # Input; queries, keys, values and what is mixed of them; two projections; hidden.
     dots = 2 * (12 + 4 * 8 + 12 + 24 + 12)
     assert benchmark_compile.kept_bytes(bench, "dots") == tokens * (2 * dots + whole)
+    maps = dots + 4 * 2 * 5  # a weight for each head and token
+    assert benchmark_compile.kept_bytes(bench, "maps") == tokens * (2 * maps + whole)
     assert benchmark_compile.kept_bytes(bench, "another") is None
 
 

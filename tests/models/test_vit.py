@@ -68,9 +68,10 @@ def test_pooling() -> None:
     assert not np.allclose(outputs["mean"], outputs["token"])
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
-def test_recomputing_changes_neither_output_nor_gradients(policy: str) -> None:
-    plain, remat = (VisionTransformer(**{**SMALL, "reach": 0}, remat=r) for r in ("none", policy))
+@pytest.mark.parametrize(("policy", "reach"), [("maps", 2), ("dots", 0), ("full", 0)])
+def test_recomputing_changes_neither_output_nor_gradients(policy: str, reach: int) -> None:
+    sized = {**SMALL, "reach": reach}
+    plain, remat = (VisionTransformer(**sized, remat=r) for r in ("none", policy))
     variables = randomised(shapes(plain, IMAGES))
     mask = np.float32([1] * 6 + [0.5] * 3 + [0])
     norms = {n: {"scale": np.stack([mask] * 2)} for n in ("norm_attention", "norm_mlp")}
@@ -94,17 +95,18 @@ def test_recomputing_changes_neither_output_nor_gradients(policy: str) -> None:
 def test_squares_of_the_tokens_are_recomputed() -> None:
     images = jnp.zeros((2, 14, 10, 1))  # of 36 tokens, as nothing else is
     kept = {}
-    for policy in ("none", "dots"):
+    for policy in ("none", "maps", "dots"):
         model = VisionTransformer(**SMALL, remat=policy)
         variables = shapes(model, images)
         _, pull_back = jax.eval_shape(lambda v, m=model: jax.vjp(m.apply, v, images), variables)
         kept[policy] = [x.shape[-2:] for x in jax.tree.leaves(pull_back)]
     assert (36, 36) in kept["none"] and (36, 36) not in kept["dots"]
     assert len(kept["dots"]) < len(kept["none"])
+    assert sorted(kept["maps"]) == sorted([*kept["dots"], (36, 36)])  # and nothing else
 
 
 def test_an_unknown_policy_is_one_sentence() -> None:
-    with pytest.raises(SpaceError, match='remat is True; "none", "dots" or "full" was expected'):
+    with pytest.raises(SpaceError, match='remat is True; "none", "maps", "dots" or "full" was'):
         shapes(VisionTransformer(**SMALL, remat=True), IMAGES)
 
 

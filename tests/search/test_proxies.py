@@ -275,6 +275,16 @@ def test_counts_are_baselines() -> None:
         np.testing.assert_allclose(expected, total, rtol=1e-6)
 
 
+def test_of_a_module_as_init_gives_it() -> None:
+    net, _ = made("transformer")
+    module = net.network(net.architecture("smallest"))
+    boxed = jax.eval_shape(module.init, jax.random.key(0), batch()["image"])
+    assert jax.tree.structure(boxed) != jax.tree.structure(nn.unbox(boxed))
+    for name in ("dss", "snip", "naswot"):
+        score = jax.eval_shape(lambda v, name=name: EVERY[name](module, v, None, batch())[0], boxed)
+        assert score.shape == ()
+
+
 def test_what_is_wrong_is_said() -> None:
     net, variables = made("transformer")
     arch, one = net.architecture("smallest"), {"image": batch()["image"][:1]}
