@@ -93,14 +93,12 @@ class View:
     def logits(self, used: Any, images: jax.Array) -> jax.Array:
         """Class logits without dropout; batch normalisations use the statistics of ``images``.
 
-        Made to be differentiated: where the network can, it keeps little of its layers for the
-        backward pass. On a CPU that is also faster: of a single image to keep nothing, of a batch
-        to keep what products gave, and nothing between them (AutoFormer-T: by a fifth).
+        Made to be differentiated: where the network can, it keeps what products gave for the
+        backward pass, and nothing between them. On a CPU that is also faster.
         """
         lean = self
         if hasattr(self.module, "remat"):
-            remat = "full" if len(images) == 1 else "maps"
-            lean = dataclasses.replace(self, module=self.module.clone(remat=remat))
+            lean = dataclasses.replace(self, module=self.module.clone(remat="maps"))
         return lean.apply({**self.weigh(self.params), "params": used}, images)[0]
 
     def apply(
