@@ -21,6 +21,7 @@ from nasjax.search import (
     RandomSearch,
     SearchError,
     best,
+    nsga2,
     one_by_one,
     pareto_front,
     run,
@@ -152,7 +153,10 @@ def test_a_search_that_is_over_evaluates_nothing_and_a_longer_one_goes_on(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_space_that_is_exhausted_ends_the_search(name: str) -> None:
+def test_a_space_that_is_exhausted_ends_the_search(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nsga2, "_EMPTY", 10)  # which a hundred generations would find, too
     limits = [Constraint("params", 1, 3)]
     few = [a for a in architecture.every(SPACE) if params(a) <= 3]
     assert 4 < len(few) < 15
