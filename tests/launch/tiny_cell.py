@@ -19,5 +19,5 @@ def get_config():
     config.retrain.epochs = config.finetune.epochs = 1.0
     config.retrain.batch_size = config.finetune.batch_size = 32
     config.compare.samples = 1
-    config.compare.retrain = False
+    config.compare.retrain = True
     return config

@@ -29,7 +29,7 @@ def by_singular_values(matrices: jax.Array) -> jax.Array:
 @jax.custom_batching.sequential_vmap
 def _sum_of_singular_values(matrix: jax.Array) -> jax.Array:
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    if tall.shape[0] > 2 * tall.shape[1]:  # of the triangular factor they are the same, found faster
+    if tall.shape[0] > 2 * tall.shape[1]:  # the triangular factor has the same, found faster
         tall = jnp.linalg.qr(tall, mode="r")
     return jnp.sum(jnp.linalg.svd(tall, compute_uv=False))
 
