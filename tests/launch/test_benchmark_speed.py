@@ -161,6 +161,9 @@ def test_kept_bytes_are_those_of_the_activations():
     maps = dots + 4 * 2 * 5  # a weight for each head and token
     assert benchmark_compile.kept_bytes(bench, "maps") == tokens * (2 * maps + whole)
     assert benchmark_compile.kept_bytes(bench, "another") is None
+    single = workbench.open_workbench(options(dtype="float32"))
+    whole = 4 * (4 * 12 + 4 * 8 + 2 * 24 + 2 * 6) + 4 * 2 * 5  # its softmax is the float32 one
+    assert benchmark_compile.kept_bytes(single, "none") == tokens * 2 * whole
 
 
 def test_utilisation_is_a_part_of_the_peak():
