@@ -16,10 +16,11 @@ from measuring import memory, mib
 from workbench import PASSES, Workbench, add_arguments, open_workbench, submesh
 
 from nasjax import report, spaces
+from nasjax.models import layers
 from nasjax.models.vit import VisionTransformer
 from nasjax.train import sharding
 
-REMAT = ("none", "maps", "dots", "full")  # policies: values of ``space.remat``
+REMAT = ("none", *layers.REMAT)  # policies: values of ``space.remat``
 
 
 def compilation(options: argparse.Namespace) -> dict[str, Any]:
@@ -104,9 +105,10 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     ``full``: the block's input, ``s E``. ``dots``: besides it what dense layers and attention give,
     ``s (2 E + 4 W + M)``. ``maps``: besides them a softmax in float32, ``4 h N``. ``none``: input
     and result of both norms, queries, keys, values and what is mixed of them, two arrays of the
-    perceptron, a softmax in float32 and, if that is another, in the network's precision:
-    ``s (4 E + 4 W + 2 M + h R) + (4 + s) h N`` (``4 h N`` in float32); stochastic depth keeps
-    ``(2 s + 2) E`` more. What is not kept is there once, while its block is recomputed.
+    perceptron, a softmax in float32 and in the network's precision:
+    ``s (4 E + 4 W + 2 M + h R) + (4 + s) h N``, of which ``attention_map`` keeps one where both are
+    the same; stochastic depth keeps ``(2 s + 2) E`` more. What is not kept is there once, while its
+    block is recomputed.
 
     Args:
       bench: whose super-network it is.
@@ -124,13 +126,14 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     (heads, head_dim, hidden) = (_largest(module, n) for n in ("num_heads", "head_dim", "mlp_dim"))
     embed, inner, places = module.embed_dim, heads * head_dim, 2 + rows + columns
     whole = size * (4 * embed + 4 * inner + 2 * hidden + heads * places * bool(module.reach))
-    whole += (4 + size * (size < 4)) * heads * tokens
+    named = bool(module.reach)  # its softmax is ``attention_map``, and not JAX's own
+    whole += (4 if named and size == 4 else 4 + size) * heads * tokens
     if any(module.drop_path):
         whole += (2 * size + 2) * embed
     dots = size * (3 * embed + 4 * inner + hidden)
     kept = {
         "none": whole,
-        "maps": dots + 4 * heads * tokens * bool(module.reach),  # JAX's own attention has no names
+        "maps": dots + 4 * heads * tokens * named,
         "dots": dots,
         "full": size * embed,
     }

@@ -25,16 +25,7 @@ import pytest  # noqa: E402
 # Tracing makes many small objects, and JAX does work of its own at each collection.
 gc.set_threshold(50_000, 20, 50)
 
-HERE = pathlib.Path(__file__).parent
-SHARED = HERE.parents[1] / "shared"
-LONG = ("golden", "launch", "test_docs.py", "train", "spaces")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long, so that the workers end together."""
-    within = [item.path.relative_to(HERE).parts[0] for item in items]
-    rank = [LONG.index(name) if name in LONG else len(LONG) for name in within]
-    items[:] = [items[i] for i in sorted(range(len(items)), key=rank.__getitem__)]
+SHARED = pathlib.Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture

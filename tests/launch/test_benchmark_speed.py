@@ -164,6 +164,12 @@ def test_kept_bytes_are_those_of_the_activations():
     single = workbench.open_workbench(options(dtype="float32"))
     whole = 4 * (4 * 12 + 4 * 8 + 2 * 24 + 2 * 6) + 4 * 2 * 5  # its softmax is the float32 one
     assert benchmark_compile.kept_bytes(single, "none") == tokens * 2 * whole
+    # JAX's own attention, without relative positions, keeps two and has no name for them.
+    plain = workbench.open_workbench(options(["space.reach=0"], dtype="float32"))
+    whole = 4 * (4 * 12 + 4 * 8 + 2 * 24) + (4 + 4) * 2 * 5
+    assert benchmark_compile.kept_bytes(plain, "none") == tokens * 2 * whole
+    maps, dots = (benchmark_compile.kept_bytes(plain, name) for name in ("maps", "dots"))
+    assert maps == dots
 
 
 def test_utilisation_is_a_part_of_the_peak():

@@ -103,6 +103,7 @@ def test_squares_of_the_tokens_are_recomputed() -> None:
     assert (36, 36) in kept["none"] and (36, 36) not in kept["dots"]
     assert len(kept["dots"]) < len(kept["none"])
     assert sorted(kept["maps"]) == sorted([*kept["dots"], (36, 36)])  # and nothing else
+    assert kept["none"].count((36, 36)) == 1
 
 
 def test_an_unknown_policy_is_one_sentence() -> None:
