@@ -125,8 +125,8 @@ def kept_bytes(bench: Workbench, remat: str) -> int | None:
     tokens, size = 1 + rows * columns, jnp.dtype(bench.dtype).itemsize
     (heads, head_dim, hidden) = (_largest(module, n) for n in ("num_heads", "head_dim", "mlp_dim"))
     embed, inner, places = module.embed_dim, heads * head_dim, 2 + rows + columns
-    whole = size * (4 * embed + 4 * inner + 2 * hidden + heads * places * bool(module.reach))
     named = bool(module.reach)  # its softmax is ``attention_map``, and not JAX's own
+    whole = size * (4 * embed + 4 * inner + 2 * hidden + heads * places * named)
     whole += (4 if named and size == 4 else 4 + size) * heads * tokens
     if any(module.drop_path):
         whole += (2 * size + 2) * embed
